@@ -1,0 +1,79 @@
+# The commands of the project. Each does all the set-up it needs, once; `make help` lists them.
+
+PYTHON ?= python3
+# The libraries `make bench` sets beside ours; "all" are all that benches/libraries.py knows.
+PEERS ?= hnswlib,faiss-hnsw
+# Outside the checkout, so that a fresh clone compiles only what is new.
+CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ann/target
+export CARGO_TARGET_DIR
+# rustup's own place, for shells that have not read its profile.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+SOURCES := $(wildcard Cargo.toml Cargo.lock ann-*/Cargo.toml ann-py/pyproject.toml) \
+	$(shell find ann-core/src ann-py/src ann-py/python -type f ! -name '*.so' ! -name '*.pyc')
+DATA := glove-100-angular-wink,mnist-784-euclidean
+OURS := ann-hnsw,ann-hnsw-mmap,ann-hnsw-1thread
+
+.PHONY: help demo test lint bench soak clean need
+.DEFAULT_GOAL := help
+# Two steps must not install into one environment at the same time; cargo is parallel by itself.
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ann $(VENV)/.demo ## HNSW on 100,000 real vectors beside other libraries: table and plot
+	$(PY) benches/demo.py
+
+test: lint ## every lint and every test, Rust and Python
+	cargo test --workspace
+	$(PY) -m pytest tests
+
+lint: $(VENV)/.ann $(VENV)/.test ## formatting, clippy, ruff and mypy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy --strict ann-py/python
+
+bench: $(VENV)/.ann $(VENV)/.demo $(if $(filter all,$(PEERS)),$(VENV)/.peers) ## full data sets beside PEERS=hnswlib,faiss-hnsw (or all)
+	$(PY) benches/compare.py --data $(DATA) --only $(if $(filter all,$(PEERS)),all,$(OURS),$(PEERS))
+
+soak: $(VENV)/.ann $(VENV)/.test ## the tests once more with the long random runs (ANN_SOAK=1)
+	ANN_SOAK=1 cargo test --workspace
+	ANN_SOAK=1 $(PY) -m pytest tests
+
+clean: ## removes all that was built and measured; downloaded data sets stay
+	cargo clean --workspace
+	rm -rf $(VENV) benches/results .pytest_cache .ruff_cache .mypy_cache
+
+need:
+	@PYTHON=$(PYTHON) .ci/need
+
+# Stamps in the environment: a second run finds them newer than their sources and does nothing.
+
+$(VENV)/.base: benches/requirements.txt | need
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -r $<
+	@touch $@
+
+$(VENV)/.test: benches/requirements-test.txt $(VENV)/.base
+	$(PIP) install -r $<
+	@touch $@
+
+# One by one: a library that does not install here is skipped by name when it is measured.
+$(VENV)/.demo $(VENV)/.peers: $(VENV)/.%: benches/requirements-%.txt $(VENV)/.base
+	@grep -v '^#' $< | while read -r line; do \
+		$(PIP) install "$$line" </dev/null || echo "skipped: $$line cannot be installed here"; \
+	done
+	@touch $@
+
+$(VENV)/.ann: $(SOURCES) $(VENV)/.base
+	rm -rf $(VENV)/wheels
+	$(VENV)/bin/maturin build --release --manifest-path ann-py/Cargo.toml \
+		--interpreter $(PY) --out $(VENV)/wheels
+	$(PIP) install --force-reinstall --no-deps $(VENV)/wheels/*.whl
+	@touch $@
