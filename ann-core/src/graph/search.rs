@@ -1,0 +1,77 @@
+//! Best-first search: the one loop behind k-NN, range, filtered and resumable search on every graph.
+//!
+//! Take the nearest candidate that has not been expanded, score the neighbours that the search has not met, keep
+//! those that come below the pool's bound; stop when every candidate in the pool has been expanded (Malkov and
+//! Yashunin, arXiv 1603.09320, algorithm 2).
+
+use crate::error::Result;
+use crate::page::PageStore;
+use crate::rows::{Batch, Probe, Rows, VECTORS};
+
+use super::links;
+use super::pool::Pool;
+use super::visited::Visited;
+
+/// What a search needs besides the graph; reused from search to search, so that none allocates.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub probe: Probe,
+    pub pool: Pool,
+    pub visited: Visited,
+    pub batch: Batch,
+    pub row: Vec<u8>,
+    pub links: Vec<u32>,
+    pub hops: u64,
+    pub scored: u64,
+}
+
+impl Scratch {
+    /// Adds a starting point that the search has not met yet.
+    pub(crate) fn enter<S: PageStore>(
+        &mut self,
+        rows: &Rows<S>,
+        id: u32,
+        admit: &mut impl FnMut(u32) -> Result<bool>,
+    ) -> Result<()> {
+        if links::fresh(&mut self.visited, id)? {
+            let vectors = rows.array(VECTORS)?;
+            let distance = rows
+                .space
+                .score_one(&rows.store, vectors, &self.probe, id)?;
+            self.scored += 1;
+            let admitted = admit(id)?;
+            self.pool.insert(distance, id, admitted);
+        }
+        Ok(())
+    }
+
+    /// Expands candidates until the pool has no more. `expand` replaces the batch with the neighbours, not met
+    /// before, of a node, and their distances; its last argument is the node that will probably come next.
+    pub(crate) fn best_first(
+        &mut self,
+        mut expand: impl FnMut(u32, &mut Visited, &mut Batch, &Probe, Option<u32>) -> Result<()>,
+        admit: &mut impl FnMut(u32) -> Result<bool>,
+    ) -> Result<()> {
+        let Scratch {
+            probe,
+            pool,
+            visited,
+            batch,
+            ..
+        } = self;
+        while let Some(node) = pool.pop() {
+            expand(node, visited, batch, probe, pool.peek())?;
+            self.hops += 1;
+            self.scored += batch.ids.len() as u64;
+            for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
+                if distance < pool.bound() {
+                    let admitted = admit(id)?;
+                    pool.insert(distance, id, admitted);
+                } else {
+                    pool.refuse(distance, id);
+                }
+            }
+        }
+        Ok(())
+    }
+}

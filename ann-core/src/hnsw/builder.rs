@@ -1,0 +1,117 @@
+//! The parameters of an HNSW index, checked at the door.
+
+use std::sync::Mutex;
+
+use crate::element::DType;
+use crate::error::{Error, Result};
+use crate::kernel::Isa;
+use crate::metric::Metric;
+use crate::page::{MemStore, PageStore};
+use crate::rows::{Kind, LINKS, Rows, Space, UPPER};
+
+use super::Hnsw;
+
+/// Makes an [`Hnsw`] index.
+#[derive(Clone, Debug)]
+pub struct HnswBuilder {
+    dim: usize,
+    metric: Metric,
+    dtype: DType,
+    m: usize,
+    ef_construction: usize,
+    seed: u64,
+    isa: Option<Isa>,
+}
+
+impl HnswBuilder {
+    pub(super) fn new(dim: usize) -> HnswBuilder {
+        HnswBuilder {
+            dim,
+            metric: Metric::L2sq,
+            dtype: DType::F32,
+            m: 16,
+            ef_construction: 200,
+            seed: 0,
+            isa: None,
+        }
+    }
+
+    /// The metric; squared L2 unless it is set.
+    pub fn metric(mut self, metric: Metric) -> HnswBuilder {
+        self.metric = metric;
+        self
+    }
+
+    /// The element type; `f32` unless it is set.
+    pub fn dtype(mut self, dtype: DType) -> HnswBuilder {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Links that a node can have on each level, from 2 to 256; twice as many at level 0. 16 unless it is set.
+    /// More links find more, take more memory and more time.
+    pub fn m(mut self, m: usize) -> HnswBuilder {
+        self.m = m;
+        self
+    }
+
+    /// Size of the candidate pool while building, from 1 to 100,000; at least `m` is used. 200 unless it is set.
+    pub fn ef_construction(mut self, ef_construction: usize) -> HnswBuilder {
+        self.ef_construction = ef_construction;
+        self
+    }
+
+    /// Seeds the order of insertion and the levels.
+    pub fn seed(mut self, seed: u64) -> HnswBuilder {
+        self.seed = seed;
+        self
+    }
+
+    /// Forces an instruction set, for results that are equal on all machines.
+    pub fn instruction_set(mut self, isa: Isa) -> HnswBuilder {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// An empty index in memory, with a page size that suits the dimension.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`], naming the parameter that is out of range.
+    pub fn build(self) -> Result<Hnsw> {
+        let page_size = self.space()?.page_size();
+        self.build_in(MemStore::new(page_size)?)
+    }
+
+    /// An empty index in a store that has no pages yet.
+    ///
+    /// # Errors
+    /// As [`HnswBuilder::build`], and those of the store.
+    pub fn build_in<S: PageStore>(self, store: S) -> Result<Hnsw<S>> {
+        let space = self.space()?;
+        let strides = [(LINKS, 8 * self.m), (UPPER, 4 * self.m)];
+        let rows = Rows::create(store, Kind::Hnsw, space, &strides, |meta| {
+            meta.m = (self.m as u32).into();
+            meta.ef_construction = (self.ef_construction.max(self.m) as u32).into();
+            meta.seed = self.seed.into();
+        })?;
+        Ok(Hnsw {
+            rows,
+            scratches: Mutex::default(),
+        })
+    }
+
+    fn space(&self) -> Result<Space> {
+        if !(2..=256).contains(&self.m) {
+            return Err(Error::parameter("m", self.m, "from 2 to 256"));
+        }
+        if !(1..=100_000).contains(&self.ef_construction) {
+            let allowed = "from 1 to 100000";
+            return Err(Error::parameter(
+                "ef_construction",
+                self.ef_construction,
+                allowed,
+            ));
+        }
+        Space::new(self.dim, self.dtype, self.metric, self.isa)
+    }
+}

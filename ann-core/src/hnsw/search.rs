@@ -1,0 +1,165 @@
+//! Searching: down the hierarchy by greedy steps, then best-first at the bottom.
+
+use crate::error::{Error, Result};
+use crate::graph::links;
+use crate::graph::search::Scratch;
+use crate::index::{Cost, Hit};
+use crate::page::PageStore;
+use crate::rows::{Batch, LINKS, Matcher, NONE, Probe, Rows, UPPER};
+
+use super::Hnsw;
+
+/// The array and record that hold a node's links at a level.
+pub(super) fn place<S: PageStore>(rows: &Rows<S>, id: u32, level: u8) -> Result<(usize, u32)> {
+    if level == 0 {
+        return Ok((LINKS, id));
+    }
+    let node = rows.node(id)?;
+    if node.level < level {
+        return Err(rows.corrupt_node(id, format!("a link at level {level} leads to it")));
+    }
+    let record = node.upper.get().checked_add(u32::from(level) - 1);
+    match record.filter(|&record| record < rows.meta.upper.get()) {
+        Some(record) => Ok((UPPER, record)),
+        None => Err(rows.corrupt_node(id, "its upper links do not exist".into())),
+    }
+}
+
+/// The entry point and its level, if the graph has one.
+pub(super) fn entry<S: PageStore>(rows: &Rows<S>) -> Result<Option<(u32, u8)>> {
+    let id = rows.meta.entry.get();
+    if id == NONE {
+        return Ok(None);
+    }
+    match u8::try_from(rows.meta.entry_level.get()) {
+        Ok(level) if id < rows.slots() && level <= rows.node(id)?.level => Ok(Some((id, level))),
+        _ => Err(Error::corrupt(0, format!("entry point {id}"))),
+    }
+}
+
+/// From `id` at level `from`, steps to ever nearer neighbours, level by level, and returns where that ends
+/// at level `to`.
+pub(super) fn descend<S: PageStore>(
+    rows: &Rows<S>,
+    probe: &Probe,
+    batch: &mut Batch,
+    (mut id, from): (u32, u8),
+    to: u8,
+    cost: &mut Cost,
+) -> Result<u32> {
+    batch.ids.clear();
+    batch.ids.push(id);
+    batch.score(rows, probe)?;
+    let mut nearest = batch.distances[0];
+    cost.distances += 1;
+    for level in (to..=from).rev() {
+        loop {
+            let (array, record) = place(rows, id, level)?;
+            links::read(rows, array, record, &mut batch.ids)?;
+            batch
+                .ids
+                .iter_mut()
+                .for_each(|link| *link = links::target(*link));
+            batch.score(rows, probe)?;
+            cost.hops += 1;
+            cost.distances += batch.ids.len() as u64;
+            let best = batch
+                .distances
+                .iter()
+                .zip(&batch.ids)
+                .min_by(|a, b| a.0.total_cmp(b.0));
+            match best {
+                Some((&distance, &next)) if distance < nearest => (nearest, id) = (distance, next),
+                _ => break,
+            }
+        }
+    }
+    Ok(id)
+}
+
+/// Best-first search of one level from a starting point, into the scratch's pool, which has been reset.
+pub(super) fn search_level<S: PageStore>(
+    rows: &Rows<S>,
+    scratch: &mut Scratch,
+    start: u32,
+    level: u8,
+    admit: &mut impl FnMut(u32) -> Result<bool>,
+) -> Result<()> {
+    scratch.visited.reset(rows.slots());
+    scratch.enter(rows, start, admit)?;
+    best_first(rows, scratch, level, admit)
+}
+
+/// Continues a search with what is in the pool.
+pub(super) fn best_first<S: PageStore>(
+    rows: &Rows<S>,
+    scratch: &mut Scratch,
+    level: u8,
+    admit: &mut impl FnMut(u32) -> Result<bool>,
+) -> Result<()> {
+    scratch.best_first(
+        |id, visited, batch, probe, next| {
+            if let (Some(next), 0) = (next, level) {
+                rows.prefetch(LINKS, next);
+            }
+            links::expand(rows, place(rows, id, level)?, visited, batch, probe)
+        },
+        admit,
+    )
+}
+
+impl<S: PageStore> Hnsw<S> {
+    /// Searches the bottom level for the scratch's probe; the pool holds what was found.
+    pub(super) fn search_pool(
+        &self,
+        scratch: &mut Scratch,
+        matcher: &Matcher<'_>,
+        ef: usize,
+        radius: f32,
+        resumable: bool,
+    ) -> Result<Cost> {
+        let rows = &self.rows;
+        let mut cost = Cost::default();
+        scratch.pool.reset(ef, radius, resumable);
+        (scratch.hops, scratch.scored) = (0, 0);
+        let Some((id, level)) = entry(rows)? else {
+            return Ok(cost);
+        };
+        let Scratch { probe, batch, .. } = scratch;
+        let start = match level {
+            0 => id,
+            level => descend(rows, probe, batch, (id, level), 1, &mut cost)?,
+        };
+        // Without tombstones and filter every node of the graph may be returned.
+        if matcher.is_all() && rows.meta.tombstones.get() == 0 {
+            search_level(rows, scratch, start, 0, &mut |_| Ok(true))?;
+        } else {
+            search_level(rows, scratch, start, 0, &mut |id| rows.admits(id, matcher))?;
+        }
+        cost.hops += scratch.hops;
+        cost.distances += scratch.scored;
+        Ok(cost)
+    }
+
+    /// The hits for graph nodes in ascending order of distance: each node and its twins, up to `k`.
+    pub(super) fn hits(
+        &self,
+        found: impl Iterator<Item = (f32, u32)>,
+        matcher: &Matcher<'_>,
+        k: usize,
+    ) -> Result<Vec<Hit>> {
+        let mut hits = Vec::with_capacity(k.min(1024));
+        for (distance, id) in found {
+            if hits.len() >= k {
+                break;
+            }
+            self.rows.each_visible(id, |id, key| {
+                if matcher.accepts(id, key) {
+                    hits.push(Hit { key, distance });
+                }
+                hits.len() < k
+            })?;
+        }
+        Ok(hits)
+    }
+}

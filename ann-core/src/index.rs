@@ -1,0 +1,306 @@
+//! What all indexes share: hits, search options, filters, statistics, and the [`Index`] trait.
+
+use std::path::Path;
+
+use ndarray::ArrayView2;
+
+use crate::element::{DType, Element};
+use crate::error::{Error, Result};
+use crate::metric::Metric;
+use crate::rows::Kind;
+pub use crate::rows::{Filter, Stats};
+
+/// One search result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hit {
+    /// The key that the vector was added under.
+    pub key: u64,
+    /// The distance in the index's metric; smaller is nearer.
+    pub distance: f32,
+}
+
+/// How to search. `Search::new(10)` is a k-NN search with the index's defaults.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct Search<'a> {
+    /// How many hits to return, at least 1. Fewer are returned if the index or the filter has fewer.
+    pub k: usize,
+    /// Size of the candidate pool in graph searches: more is slower and finds more. At least `k` is used.
+    pub ef: Option<usize>,
+    /// Which vectors may be returned.
+    pub filter: Filter<'a>,
+}
+
+impl<'a> Search<'a> {
+    /// A search for the `k` nearest.
+    pub fn new(k: usize) -> Search<'a> {
+        Search {
+            k,
+            ef: None,
+            filter: Filter::None,
+        }
+    }
+
+    /// Sets the size of the candidate pool, from 1 to 1,000,000.
+    pub fn ef(mut self, ef: usize) -> Search<'a> {
+        self.ef = Some(ef);
+        self
+    }
+
+    /// Restricts the results.
+    pub fn filter(mut self, filter: Filter<'a>) -> Search<'a> {
+        self.filter = filter;
+        self
+    }
+
+    /// Checks the options at the door.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.k == 0 {
+            return Err(Error::parameter("k", 0, "at least 1"));
+        }
+        match self.ef {
+            Some(ef) if !(1..=MAX_EF).contains(&ef) => {
+                Err(Error::parameter("ef", ef, format!("from 1 to {MAX_EF}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The size of the candidate pool to use.
+    pub(crate) fn pool_size(&self) -> usize {
+        self.ef
+            .unwrap_or(DEFAULT_EF.max(2 * self.k.min(MAX_EF / 2)))
+            .max(self.k)
+            .min(MAX_EF)
+    }
+}
+
+/// The default size of the candidate pool, if `2 k` is not more.
+pub const DEFAULT_EF: usize = 64;
+
+/// The largest candidate pool.
+pub const MAX_EF: usize = 1_000_000;
+
+/// What one search did; see [`Index::search_counted`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cost {
+    /// Nodes expanded.
+    pub hops: u64,
+    /// Distances computed.
+    pub distances: u64,
+}
+
+/// A search that can be continued: see [`Index::cursor`].
+pub struct Cursor {
+    pub(crate) changes: u64,
+    pub(crate) ready: std::collections::VecDeque<Hit>,
+    pub(crate) state: CursorState,
+}
+
+pub(crate) enum CursorState {
+    /// A graph search; `true` once its first pool has been searched.
+    Graph(Box<crate::graph::search::Scratch>, bool),
+    /// All distances, nearest last.
+    Flat(Vec<(f32, u32)>),
+}
+
+impl Cursor {
+    pub(crate) fn new(changes: u64, state: CursorState) -> Cursor {
+        Cursor {
+            changes,
+            ready: Default::default(),
+            state,
+        }
+    }
+}
+
+/// Checks a radius at the door.
+pub(crate) fn check_radius(radius: f32) -> Result<()> {
+    match radius.is_nan() {
+        true => Err(Error::parameter("radius", radius, "any number")),
+        false => Ok(()),
+    }
+}
+
+/// What to do while rows are added: how many threads, and whom to tell.
+#[derive(Default)]
+#[non_exhaustive]
+pub struct AddOptions<'a> {
+    /// Threads to use; 0 means one for each core.
+    pub threads: usize,
+    /// Called with (rows done, rows in all) several times a second; returning false stops the work and leaves
+    /// the rows done so far in the index.
+    pub progress: Option<&'a mut (dyn FnMut(usize, usize) -> bool + Send)>,
+}
+
+impl<'a> AddOptions<'a> {
+    /// One thread for each core, nobody told.
+    pub fn new() -> AddOptions<'a> {
+        AddOptions::default()
+    }
+
+    /// Sets the number of threads; 0 means one for each core.
+    pub fn threads(mut self, threads: usize) -> AddOptions<'a> {
+        self.threads = threads;
+        self
+    }
+
+    /// Sets the function that is told of progress and can stop the work.
+    pub fn progress(
+        mut self,
+        progress: &'a mut (dyn FnMut(usize, usize) -> bool + Send),
+    ) -> AddOptions<'a> {
+        self.progress = Some(progress);
+        self
+    }
+}
+
+/// What every index can do. Vectors are rows of `dim` elements of the index's element type; keys are the
+/// caller's, unique, from 0 to 2^64 - 2.
+///
+/// Searches take `&self` and may run on many threads. An error leaves the index as it was.
+pub trait Index: Send + Sync {
+    /// The index's kind.
+    fn kind(&self) -> Kind;
+
+    /// The dimension.
+    fn dim(&self) -> usize;
+
+    /// The metric.
+    fn metric(&self) -> Metric;
+
+    /// The element type.
+    fn dtype(&self) -> DType;
+
+    /// Vectors in the index.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds the rows of an `n x dim` matrix under `keys`, or under the next free keys in ascending order. Returns
+    /// the keys. The result does not depend on the number of threads.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`], [`Error::ElementType`], [`Error::NotFinite`], [`Error::TooLong`],
+    /// [`Error::ZeroVector`], [`Error::KeyCount`], [`Error::DuplicateKey`], [`Error::Full`]: nothing is added.
+    /// [`Error::Cancelled`]: some rows are.
+    fn add<T: Element>(
+        &mut self,
+        vectors: ArrayView2<'_, T>,
+        keys: Option<&[u64]>,
+        options: AddOptions<'_>,
+    ) -> Result<Vec<u64>>;
+
+    /// Replaces the vectors of keys that are in the index. Each key has its old vector until it has its new one.
+    ///
+    /// # Errors
+    /// As [`Index::add`], and [`Error::UnknownKey`].
+    fn update<T: Element>(
+        &mut self,
+        vectors: ArrayView2<'_, T>,
+        keys: &[u64],
+        options: AddOptions<'_>,
+    ) -> Result<()>;
+
+    /// Removes vectors by key and returns how many there were; keys that are not in the index are ignored.
+    ///
+    /// # Errors
+    /// Those of the store.
+    fn remove(&mut self, keys: &[u64]) -> Result<usize>;
+
+    /// The nearest vectors, nearest first.
+    ///
+    /// # Errors
+    /// A query that could not be added is refused with the same errors; [`Error::Parameter`] for options out of
+    /// range; [`Error::Corrupt`].
+    fn search<T: Element>(&self, query: &[T], options: &Search<'_>) -> Result<Vec<Hit>> {
+        self.search_counted(query, options).map(|(hits, _)| hits)
+    }
+
+    /// [`Index::search`] with a count of the work it was. Counts are exact and repeatable.
+    ///
+    /// # Errors
+    /// As [`Index::search`].
+    fn search_counted<T: Element>(
+        &self,
+        query: &[T],
+        options: &Search<'_>,
+    ) -> Result<(Vec<Hit>, Cost)>;
+
+    /// [`Index::search`] for every row of a matrix, on `threads` threads (0: one for each core).
+    ///
+    /// # Errors
+    /// As [`Index::search`]; rows are counted from 0 in them.
+    fn search_batch<T: Element>(
+        &self,
+        queries: ArrayView2<'_, T>,
+        options: &Search<'_>,
+        threads: usize,
+    ) -> Result<Vec<Vec<Hit>>>;
+
+    /// All vectors within `radius` of the query, nearest first, as far as a pool of `ef` finds them (all of them in
+    /// a flat index). `options.k` is not used.
+    ///
+    /// # Errors
+    /// As [`Index::search`]; [`Error::Parameter`] if the radius is NaN.
+    fn range_search<T: Element>(
+        &self,
+        query: &[T],
+        radius: f32,
+        options: &Search<'_>,
+    ) -> Result<Vec<Hit>>;
+
+    /// Begins a search whose hits are fetched a few at a time, by [`Index::resume`]. `ef` is the pool's size.
+    ///
+    /// # Errors
+    /// As [`Index::search`].
+    fn cursor<T: Element>(&self, query: &[T], ef: usize) -> Result<Cursor>;
+
+    /// The next `n` hits of a cursor; fewer only when there are no more. Hits come in ascending order within
+    /// what one pool finds, and nearly so from one pool to the next; none comes twice. Give the same filter
+    /// every time.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if the index has changed since the cursor was made.
+    fn resume(&self, cursor: &mut Cursor, n: usize, filter: Filter<'_>) -> Result<Vec<Hit>>;
+
+    /// The vector of a key as it was given, if the key is in the index.
+    ///
+    /// # Errors
+    /// [`Error::ElementType`] if `T` is not the index's; [`Error::Corrupt`].
+    fn get<T: Element>(&self, key: u64) -> Result<Option<Vec<T>>>;
+
+    /// Whether a key is in the index.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    fn contains(&self, key: u64) -> Result<bool>;
+
+    /// Sizes and counts. O(n).
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    fn stats(&self) -> Result<Stats>;
+
+    /// Checks every structural invariant. O(n).
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], naming the first that does not hold.
+    fn verify(&self) -> Result<()>;
+
+    /// Writes the index to a file, replacing one that is there, as a whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn save(&self, path: &Path) -> Result<()>;
+
+    /// Makes all changes durable, where the store can.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn flush(&mut self) -> Result<()>;
+}

@@ -1,0 +1,96 @@
+//! Exact search: score every one of a list of slots, many at a time.
+
+use crate::error::Result;
+use crate::page::PageStore;
+
+use super::space::{Probe, Space};
+use super::{Rows, VECTORS};
+
+/// Slots that are scored in one kernel call.
+const BLOCK: usize = 64;
+
+/// Slots to score and their distances to a query.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub ids: Vec<u32>,
+    pub distances: Vec<f32>,
+    offsets: Vec<u64>,
+}
+
+impl Batch {
+    /// Scores `self.ids`.
+    #[inline]
+    pub(crate) fn score<S: PageStore>(&mut self, rows: &Rows<S>, probe: &Probe) -> Result<()> {
+        let Batch {
+            ids,
+            distances,
+            offsets,
+        } = self;
+        rows.space.score(
+            &rows.store,
+            rows.array(VECTORS)?,
+            probe,
+            ids,
+            offsets,
+            distances,
+        )
+    }
+}
+
+impl Batch {
+    /// Scores `self.ids` in a plain array of rows; false if one lies outside.
+    pub(crate) fn score_plain(&mut self, space: &Space, vectors: &[u8], probe: &Probe) -> bool {
+        let Batch {
+            ids,
+            distances,
+            offsets,
+        } = self;
+        distances.clear();
+        distances.resize(ids.len(), 0.0);
+        offsets.clear();
+        let stride = space.stride() as u64;
+        offsets.extend(ids.iter().map(|&id| u64::from(id) * stride));
+        space.distances(probe, vectors, offsets, distances)
+    }
+}
+
+/// The `k` nearest of `ids` that lie within `radius`, nearest first; equally near ones by slot.
+pub(crate) fn nearest<S: PageStore>(
+    rows: &Rows<S>,
+    probe: &Probe,
+    mut ids: impl Iterator<Item = u32>,
+    k: usize,
+    radius: f32,
+) -> Result<Vec<(f32, u32)>> {
+    let order = |a: &(f32, u32), b: &(f32, u32)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+    let mut batch = Batch::default();
+    let mut found: Vec<(f32, u32)> = Vec::new();
+    let mut bound = radius;
+    loop {
+        batch.ids.clear();
+        batch.ids.extend(ids.by_ref().take(BLOCK));
+        if batch.ids.is_empty() {
+            break;
+        }
+        batch.score(rows, probe)?;
+        let scored = batch
+            .distances
+            .iter()
+            .copied()
+            .zip(batch.ids.iter().copied());
+        found.extend(scored.filter(|&(distance, _)| distance <= bound));
+        // Keeping up to twice as many as asked for makes the selection cost O(1) a slot.
+        if found.len() >= k.saturating_mul(2).max(BLOCK) && found.len() > k {
+            found.select_nth_unstable_by(k, order);
+            found.truncate(k);
+            bound = found
+                .iter()
+                .map(|hit| hit.0)
+                .fold(f32::NEG_INFINITY, f32::max)
+                .min(radius);
+        }
+    }
+    found.sort_unstable_by(order);
+    found.truncate(k);
+    Ok(found)
+}

@@ -1,0 +1,367 @@
+//! The meta page: what an index is, its counters, and where its arrays lie. One page, read once at open.
+
+use zerocopy::little_endian::{F32, U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::element::{DType, MAX_DIM};
+use crate::error::{Error, Result};
+use crate::metric::Metric;
+use crate::page::HEADER;
+
+/// The first bytes of a meta page's body.
+pub(crate) const MAGIC: [u8; 8] = *b"ANNINDEX";
+
+/// The newest index format that this library reads, and the one it writes.
+pub(crate) const VERSION: u32 = 1;
+
+/// "No id": the end of a link list, of a chain, of the free list; an absent entry point.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// Slots an index can have: two bits of an id are flags in link lists and candidate pools.
+pub(crate) const MAX_SLOTS: u64 = 1 << 30;
+
+/// Arrays that a meta page has room to describe.
+pub(crate) const ARRAYS: usize = 8;
+
+/// Where the extent list starts in the meta page's body.
+pub(crate) const EXTENTS_AT: usize = size_of::<Meta>();
+
+/// The kind of an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Exact search.
+    Flat = 1,
+    /// Hierarchical navigable small world graph.
+    Hnsw = 2,
+}
+
+impl Kind {
+    const fn from_code(code: u8) -> Option<Kind> {
+        match code {
+            1 => Some(Kind::Flat),
+            2 => Some(Kind::Hnsw),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Flat => "Flat",
+            Kind::Hnsw => "HNSW",
+        })
+    }
+}
+
+/// The shape of one record array; its extents are in the list behind the meta page's fixed part.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct ArrayMeta {
+    /// Bytes a record; 0 where the index has no such array.
+    pub stride: U32,
+    reserved: [u8; 12],
+}
+
+/// A contiguous run of pages that belongs to one array.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct Extent {
+    /// First page.
+    pub start: U32,
+    /// Number of pages in the low 28 bits, the array's number in the high 4.
+    pub pages_and_array: U32,
+}
+
+impl Extent {
+    pub(crate) fn new(array: usize, start: u32, pages: u32) -> Extent {
+        Extent {
+            start: start.into(),
+            pages_and_array: (pages | (array as u32) << 28).into(),
+        }
+    }
+
+    pub(crate) fn pages(self) -> u32 {
+        self.pages_and_array.get() & 0x0fff_ffff
+    }
+
+    pub(crate) fn array(self) -> usize {
+        (self.pages_and_array.get() >> 28) as usize
+    }
+}
+
+/// The fixed part of the meta page's body, byte for byte. `FORMAT.md` draws it.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct Meta {
+    pub magic: [u8; 8],
+    pub version: U32,
+    pub kind: u8,
+    pub dtype: u8,
+    pub metric: u8,
+    reserved_a: u8,
+    pub dim: U32,
+    pub page_size: U32,
+    pub seed: U64,
+    /// Slots handed out so far, free ones included: ids are below it.
+    pub slots: U32,
+    /// Vectors that searches return.
+    pub live: U32,
+    /// Removed vectors whose slots still wait for a sweep.
+    pub tombstones: U32,
+    /// Head of the free list.
+    pub free: U32,
+    /// One more than the largest key ever given.
+    pub next_key: U64,
+    /// Counts changes, so that a cursor can tell that it is out of date.
+    pub changes: U64,
+    /// Pages in use: what lies behind them was allocated by a change that never took effect.
+    pub pages: U32,
+    /// Extents in the list.
+    pub extents: U32,
+    pub entry: U32,
+    pub entry_level: U32,
+    pub m: U32,
+    pub ef_construction: U32,
+    /// Largest squared norm seen; inner product only.
+    pub max_norm: F32,
+    /// Records of the upper-level link array handed out so far.
+    pub upper: U32,
+    reserved_b: [u8; 32],
+    pub arrays: [ArrayMeta; ARRAYS],
+}
+
+impl Meta {
+    /// The meta page of an empty index.
+    pub(crate) fn new(kind: Kind, dtype: DType, metric: Metric, dim: usize, page: usize) -> Meta {
+        let mut meta = Meta::new_zeroed();
+        meta.magic = MAGIC;
+        meta.version = VERSION.into();
+        meta.kind = kind as u8;
+        meta.dtype = dtype as u8;
+        meta.metric = metric as u8;
+        meta.dim = (dim as u32).into();
+        meta.page_size = (page as u32).into();
+        meta.free = NONE.into();
+        meta.entry = NONE.into();
+        meta.pages = 1.into();
+        meta
+    }
+
+    /// Reads and checks the body of page 0.
+    pub(crate) fn parse(body: &[u8], page_size: usize) -> Result<(Meta, Vec<Extent>)> {
+        let Ok((meta, rest)) = Meta::read_from_prefix(body) else {
+            return Err(Error::corrupt(0, "the page is too small for a meta page"));
+        };
+        if meta.magic != MAGIC {
+            return Err(Error::NotAnIndex {
+                what: "page 0 does not hold an index".into(),
+            });
+        }
+        if meta.version.get() > VERSION {
+            return Err(Error::Version {
+                got: meta.version.get(),
+                newest: VERSION,
+            });
+        }
+        let bad = |what: String| Err(Error::corrupt(0, what));
+        if meta.version.get() == 0 {
+            return bad("format version 0".into());
+        }
+        if meta.try_kind().is_none() {
+            return bad(format!("unknown index kind {}", meta.kind));
+        }
+        if DType::from_code(meta.dtype).is_none() {
+            return bad(format!("unknown element type {}", meta.dtype));
+        }
+        if Metric::from_code(meta.metric).is_none() {
+            return bad(format!("unknown metric {}", meta.metric));
+        }
+        let dim = meta.dim.get() as usize;
+        if dim == 0 || dim > MAX_DIM {
+            return bad(format!("dimension {dim}"));
+        }
+        if meta.page_size.get() as usize != page_size {
+            return bad(format!(
+                "page size {} in a store of {page_size}",
+                meta.page_size.get()
+            ));
+        }
+        if u64::from(meta.slots.get()) > MAX_SLOTS {
+            return bad(format!("{} slots", meta.slots.get()));
+        }
+        let used = u64::from(meta.live.get()) + u64::from(meta.tombstones.get());
+        if used > u64::from(meta.slots.get()) {
+            return bad(format!("{used} vectors in {} slots", meta.slots.get()));
+        }
+        let count = meta.extents.get() as usize;
+        if count > rest.len() / size_of::<Extent>() {
+            return bad(format!("{count} extents do not fit the page"));
+        }
+        let extents = <[Extent]>::ref_from_bytes(&rest[..count * size_of::<Extent>()])
+            .map_err(|_| Error::corrupt(0, "unreadable extent list"))?;
+        Ok((meta, extents.to_vec()))
+    }
+
+    fn try_kind(&self) -> Option<Kind> {
+        Kind::from_code(self.kind)
+    }
+
+    /// The index's kind. A parsed meta page has a known one.
+    pub(crate) fn kind(&self) -> Kind {
+        self.try_kind().unwrap_or(Kind::Flat)
+    }
+
+    /// The element type. A parsed meta page has a known one.
+    pub(crate) fn dtype(&self) -> DType {
+        DType::from_code(self.dtype).unwrap_or(DType::F32)
+    }
+
+    /// The metric. A parsed meta page has a known one.
+    pub(crate) fn metric(&self) -> Metric {
+        Metric::from_code(self.metric).unwrap_or(Metric::L2sq)
+    }
+
+    /// How many extents a meta page of this size can list.
+    pub(crate) fn max_extents(page_size: usize) -> usize {
+        (page_size - HEADER - EXTENTS_AT) / size_of::<Extent>()
+    }
+}
+
+/// What a slot is being used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    /// On the free list, or never used.
+    Free = 0,
+    /// In the graph, returned by searches.
+    Live = 1,
+    /// Identical to the live vector `owner`; hangs on its chain instead of in the graph.
+    Twin = 2,
+    /// Removed, still in the graph so that paths through it stay.
+    Tombstone = 3,
+    /// A removed twin, still on its chain.
+    DeadTwin = 4,
+}
+
+/// What is known of a slot besides its vector and links.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct Node {
+    pub key: U64,
+    /// Next on the chain of identical vectors; on a free slot, next on the free list.
+    pub twin: U32,
+    /// Of a twin: the vector in the graph whose chain it is on.
+    pub owner: U32,
+    /// First record in the upper-level link array; the slot keeps it, and its level, for all its occupants.
+    pub upper: U32,
+    /// Raised whenever the slot is freed.
+    pub generation: zerocopy::little_endian::U16,
+    state: u8,
+    pub level: u8,
+}
+
+impl Node {
+    pub(crate) fn new(key: u64, state: State, level: u8, upper: u32) -> Node {
+        Node {
+            key: key.into(),
+            twin: NONE.into(),
+            owner: NONE.into(),
+            upper: upper.into(),
+            generation: 0.into(),
+            state: state as u8,
+            level,
+        }
+    }
+
+    /// The slot's state; `None` if the byte is none that we write.
+    pub(crate) fn state(&self) -> Option<State> {
+        match self.state {
+            0 => Some(State::Free),
+            1 => Some(State::Live),
+            2 => Some(State::Twin),
+            3 => Some(State::Tombstone),
+            4 => Some(State::DeadTwin),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn set_state(&mut self, state: State) {
+        self.state = state as u8;
+    }
+
+    pub(crate) fn is(&self, state: State) -> bool {
+        self.state == state as u8
+    }
+
+    /// Whether a search may return it.
+    pub(crate) fn is_visible(&self) -> bool {
+        self.is(State::Live) || self.is(State::Twin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_the_format() {
+        assert_eq!(size_of::<Meta>(), 256);
+        assert_eq!(size_of::<ArrayMeta>(), 16);
+        assert_eq!(size_of::<Extent>(), 8);
+        assert_eq!(size_of::<Node>(), 24);
+    }
+
+    #[test]
+    fn parse_refuses_what_it_does_not_know() {
+        let page = 4096;
+        let good = Meta::new(Kind::Hnsw, DType::F16, Metric::Cosine, 7, page);
+        let parse = |meta: &Meta| {
+            let mut body = meta.as_bytes().to_vec();
+            body.resize(page - HEADER, 0);
+            Meta::parse(&body, page).map(|(meta, _)| meta)
+        };
+        assert_eq!(parse(&good).map(|m| m.dim.get()).ok(), Some(7));
+        let change = |f: &dyn Fn(&mut Meta)| {
+            let mut meta = good;
+            f(&mut meta);
+            parse(&meta).map(|_| ()).unwrap_err()
+        };
+        assert!(matches!(
+            change(&|m| m.magic[0] = 0),
+            Error::NotAnIndex { .. }
+        ));
+        assert!(matches!(
+            change(&|m| m.version = 2.into()),
+            Error::Version { got: 2, .. }
+        ));
+        assert!(matches!(
+            change(&|m| m.kind = 200),
+            Error::Corrupt { page: 0, .. }
+        ));
+        assert!(matches!(change(&|m| m.dtype = 0), Error::Corrupt { .. }));
+        assert!(matches!(change(&|m| m.metric = 9), Error::Corrupt { .. }));
+        assert!(matches!(
+            change(&|m| m.dim = 0.into()),
+            Error::Corrupt { .. }
+        ));
+        assert!(matches!(
+            change(&|m| m.page_size = 8192.into()),
+            Error::Corrupt { .. }
+        ));
+        assert!(matches!(
+            change(&|m| m.slots = u32::MAX.into()),
+            Error::Corrupt { .. }
+        ));
+        assert!(matches!(
+            change(&|m| m.live = 1.into()),
+            Error::Corrupt { .. }
+        ));
+        assert!(matches!(
+            change(&|m| m.extents = 1_000_000.into()),
+            Error::Corrupt { .. }
+        ));
+    }
+}

@@ -1,0 +1,517 @@
+//! Rows: the vectors, keys and slots of an index on a page store; what every kind of index has below its search.
+//!
+//! A slot's id is dense and addresses one record in each array: its vector, its [`Node`] record and, in graphs, its
+//! links. All changes are sequences of atomic page writes; each leaves a valid index.
+
+mod array;
+mod change;
+mod exact;
+mod filter;
+mod input;
+mod keys;
+mod meta;
+mod report;
+mod space;
+
+use std::sync::OnceLock;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+pub(crate) use array::Array;
+pub(crate) use change::Change;
+pub(crate) use exact::{Batch, nearest};
+pub use filter::Filter;
+pub(crate) use filter::{Matcher, Plan};
+pub(crate) use input::{check_rows, slice};
+use keys::Keys;
+pub use meta::Kind;
+pub(crate) use meta::{ARRAYS, Extent, MAX_SLOTS, Meta, NONE, Node, State};
+pub use report::Stats;
+pub(crate) use space::{Probe, Space};
+
+use crate::error::{Error, Result};
+use crate::kernel::Isa;
+use crate::metric::Metric;
+use crate::page::{PageId, PageStore};
+
+/// The array of vectors.
+pub(crate) const VECTORS: usize = 0;
+/// The array of node records.
+pub(crate) const NODES: usize = 1;
+/// The array of link lists at the bottom level.
+pub(crate) const LINKS: usize = 2;
+/// The array of link lists above it.
+pub(crate) const UPPER: usize = 3;
+
+/// Page 0 holds the meta page.
+const META: PageId = PageId(0);
+
+/// An extent of a growing array is at least this many bytes once the array is.
+const EXTENT_BYTES: u64 = 4 << 20;
+
+/// A table of vectors with keys.
+pub(crate) struct Rows<S> {
+    pub store: S,
+    pub meta: Meta,
+    pub space: Space,
+    arrays: Vec<Option<Array>>,
+    keys: OnceLock<Keys>,
+}
+
+impl<S: PageStore> Rows<S> {
+    /// Makes an empty index in a store without pages. `setup` fills in what is the kind's own.
+    pub(crate) fn create(
+        mut store: S,
+        kind: Kind,
+        space: Space,
+        strides: &[(usize, usize)],
+        setup: impl FnOnce(&mut Meta),
+    ) -> Result<Rows<S>> {
+        if store.page_count() != 0 {
+            let allowed = "a store without pages: open the index that it holds instead";
+            return Err(Error::parameter(
+                "store",
+                format!("{} pages", store.page_count()),
+                allowed,
+            ));
+        }
+        let page_size = store.page_size();
+        let mut meta = Meta::new(kind, space.dtype, space.metric, space.dim, page_size);
+        meta.arrays[VECTORS].stride = (space.stride() as u32).into();
+        meta.arrays[NODES].stride = (size_of::<Node>() as u32).into();
+        for &(array, stride) in strides {
+            meta.arrays[array].stride = (stride as u32).into();
+        }
+        setup(&mut meta);
+        store.grow(1)?;
+        store.write(&[META], |pages| pages.put(0, 0, meta.as_bytes()))?;
+        let arrays = arrays_of(&meta, page_size);
+        Ok(Rows {
+            store,
+            meta,
+            space,
+            arrays,
+            keys: OnceLock::new(),
+        })
+    }
+
+    /// Opens the index in a store: reads and checks the meta page, and nothing else.
+    pub(crate) fn open(store: S, isa: Option<Isa>) -> Result<Rows<S>> {
+        if store.page_count() == 0 {
+            return Err(Error::NotAnIndex {
+                what: "the store has no pages".into(),
+            });
+        }
+        let page_size = store.page_size();
+        let (meta, extents) = Meta::parse(&store.read(META)?, page_size)?;
+        let space = Space::new(meta.dim.get() as usize, meta.dtype(), meta.metric(), isa)?;
+        let strides = [(VECTORS, space.stride()), (NODES, size_of::<Node>())];
+        for (array, stride) in strides {
+            if meta.arrays[array].stride.get() as usize != stride {
+                let got = meta.arrays[array].stride.get();
+                return Err(Error::corrupt(
+                    0,
+                    format!("array {array} has stride {got}, not {stride}"),
+                ));
+            }
+        }
+        let body = page_size - crate::page::HEADER;
+        for (array, shape) in meta.arrays.iter().enumerate().skip(NODES) {
+            let stride = shape.stride.get() as usize;
+            if stride > body || !stride.is_multiple_of(4) {
+                return Err(Error::corrupt(
+                    0,
+                    format!("array {array} has stride {stride}"),
+                ));
+            }
+        }
+        let mut arrays = arrays_of(&meta, page_size);
+        let end = store.page_count().min(meta.pages.get());
+        let mut taken: Vec<(u64, u64)> = vec![(0, 1)];
+        for extent in &extents {
+            let (start, pages) = (extent.start.get(), extent.pages());
+            let array = arrays.get_mut(extent.array()).and_then(Option::as_mut);
+            let last = u64::from(start) + u64::from(pages);
+            let (Some(array), true) = (array, pages > 0 && last <= u64::from(end)) else {
+                let what = format!("extent {start}+{pages} of array {}", extent.array());
+                return Err(Error::corrupt(0, what));
+            };
+            array.push(start, pages);
+            taken.push((u64::from(start), last));
+        }
+        taken.sort_unstable();
+        if let Some(pair) = taken.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+            return Err(Error::corrupt(
+                0,
+                format!("page {} belongs to two extents", pair[1].0),
+            ));
+        }
+        let slots = u64::from(meta.slots.get());
+        for number in [VECTORS, NODES, LINKS] {
+            if let Some(array) = &arrays[number]
+                && array.capacity() < slots
+            {
+                let what = format!("array {number} has room for {}", array.capacity());
+                return Err(Error::corrupt(0, format!("{what} of {slots} records")));
+            }
+        }
+        if meta.upper.get() > 0
+            && arrays[UPPER].as_ref().map_or(0, Array::capacity) < u64::from(meta.upper.get())
+        {
+            return Err(Error::corrupt(0, "the upper links lie outside their array"));
+        }
+        Ok(Rows {
+            store,
+            meta,
+            space,
+            arrays,
+            keys: OnceLock::new(),
+        })
+    }
+
+    /// Slots handed out: ids are below it.
+    pub(crate) fn slots(&self) -> u32 {
+        self.meta.slots.get()
+    }
+
+    /// Vectors that searches can return.
+    pub(crate) fn len(&self) -> usize {
+        self.meta.live.get() as usize
+    }
+
+    /// An array that the kind is known to have.
+    #[inline]
+    pub(crate) fn array(&self, number: usize) -> Result<&Array> {
+        match &self.arrays[number] {
+            Some(array) => Ok(array),
+            None => Err(Error::corrupt(0, format!("array {number} is missing"))),
+        }
+    }
+
+    /// A record's bytes, handed to `read` under the page's latch.
+    #[inline]
+    pub(crate) fn record<R>(
+        &self,
+        number: usize,
+        id: u32,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R> {
+        let array = self.array(number)?;
+        if let Some(bytes) = self.store.contiguous() {
+            let offset = array.offset(id) as usize;
+            if let Some(record) = offset
+                .checked_add(array.stride())
+                .and_then(|end| bytes.get(offset..end))
+            {
+                return Ok(read(record));
+            }
+        }
+        let missing = || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
+        let (page, offset) = array.locate(id).ok_or_else(missing)?;
+        let body = self.store.read(page)?;
+        Ok(read(
+            body.get(offset..offset + array.stride())
+                .ok_or_else(missing)?,
+        ))
+    }
+
+    /// A hint that a record will be read soon.
+    #[inline]
+    pub(crate) fn prefetch(&self, number: usize, id: u32) {
+        let Ok(array) = self.array(number) else {
+            return;
+        };
+        if let Some(bytes) = self.store.contiguous() {
+            crate::kernel::prefetch(bytes, array.offset(id), array.stride());
+        } else if let Some((page, _)) = array.locate(id) {
+            self.store.prefetch(page);
+        }
+    }
+
+    /// The node record of a slot.
+    pub(crate) fn node(&self, id: u32) -> Result<Node> {
+        let read = self.record(NODES, id, |bytes| Node::read_from_bytes(bytes).ok())?;
+        match read {
+            Some(node) if node.state().is_some() => Ok(node),
+            _ => Err(self.corrupt_node(id, "its state is unknown".into())),
+        }
+    }
+
+    /// A complaint about a node record, naming its page.
+    pub(crate) fn corrupt_node(&self, id: u32, what: String) -> Error {
+        let place = self.array(NODES).ok().and_then(|nodes| nodes.locate(id));
+        Error::corrupt(
+            place.map_or(0, |(page, _)| page.0),
+            format!("slot {id}: {what}"),
+        )
+    }
+
+    /// Copies a row, replacing `out`.
+    pub(crate) fn row(&self, id: u32, out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        let array = self.array(VECTORS)?;
+        if array.span() == 1 {
+            return self.record(VECTORS, id, |row| out.extend_from_slice(row));
+        }
+        for part in 0..array.span() {
+            let missing = || Error::corrupt(0, format!("vector {id} lies outside its array"));
+            let body = self.store.read(array.part(id, part).ok_or_else(missing)?)?;
+            out.extend_from_slice(&body[..body.len().min(array.stride() - out.len())]);
+        }
+        Ok(())
+    }
+
+    /// Makes room for `records` records in an array, pages appended at the store's end. The pages and the extent
+    /// that names them come into use together, by the write of the meta page.
+    pub(crate) fn reserve(&mut self, number: usize, records: u64) -> Result<()> {
+        let page_size = self.store.page_size();
+        let array = self.array(number)?;
+        if records <= array.capacity() {
+            return Ok(());
+        }
+        if records > MAX_SLOTS {
+            return Err(Error::Full {
+                limit: MAX_SLOTS,
+                wanted: records,
+            });
+        }
+        let needed = array.pages_for(records) - array.pages();
+        let bound = (EXTENT_BYTES / page_size as u64)
+            .max(array.pages() / 8)
+            .max(1);
+        let usual = array
+            .pages()
+            .clamp(1, bound)
+            .next_multiple_of(array.span() as u64);
+        let pages = needed.max(usual);
+        let start = self.meta.pages.get();
+        let full = || Error::Full {
+            limit: MAX_SLOTS,
+            wanted: records,
+        };
+        let pages = u32::try_from(pages)
+            .ok()
+            .filter(|&p| p < 1 << 28)
+            .ok_or_else(full)?;
+        let end = start.checked_add(pages).ok_or_else(full)?;
+        let at = self.meta.extents.get() as usize;
+        if at >= Meta::max_extents(page_size) {
+            return Err(full());
+        }
+        self.store.grow(end)?;
+        let mut meta = self.meta;
+        meta.pages = end.into();
+        meta.extents = (at as u32 + 1).into();
+        let extent = Extent::new(number, start, pages);
+        let extent_at = meta::EXTENTS_AT + at * size_of::<Extent>();
+        self.store.write(&[META], |pages| {
+            pages.put(0, 0, meta.as_bytes())?;
+            pages.put(0, extent_at, extent.as_bytes())
+        })?;
+        self.meta = meta;
+        if let Some(array) = &mut self.arrays[number] {
+            array.push(start, pages);
+        }
+        Ok(())
+    }
+
+    /// Adds the meta page to a change; call [`Rows::commit_meta`] with the same value to make it.
+    pub(crate) fn commit_meta(&mut self, mut change: Change, mut meta: Meta) -> Result<bool> {
+        meta.changes = (meta.changes.get() + 1).into();
+        change.put(META, 0, meta.as_bytes());
+        let done = change.commit(&mut self.store)?;
+        if done {
+            self.meta = meta;
+        }
+        Ok(done)
+    }
+
+    /// Makes a change that leaves the meta page alone.
+    pub(crate) fn commit(&mut self, change: &mut Change) -> Result<bool> {
+        change.commit(&mut self.store)
+    }
+
+    /// Ids for new vectors, in the order in which they must be born: freed slots first, then new ones.
+    pub(crate) fn free_ids(&self, count: usize) -> Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(count);
+        let mut free = self.meta.free.get();
+        while free != NONE && ids.len() < count {
+            let node = self.node(free)?;
+            if !node.is(State::Free) || ids.len() as u64 > u64::from(self.slots()) {
+                return Err(self.corrupt_node(free, "it is on the free list but in use".into()));
+            }
+            ids.push(free);
+            free = node.twin.get();
+        }
+        let more = (count - ids.len()) as u64;
+        let end = u64::from(self.slots()) + more;
+        if end > MAX_SLOTS {
+            return Err(Error::Full {
+                limit: MAX_SLOTS,
+                wanted: end,
+            });
+        }
+        ids.extend(self.slots()..end as u32);
+        Ok(ids)
+    }
+
+    /// Writes the vector of a slot that nothing refers to yet. Invisible until the slot is born.
+    pub(crate) fn put_row(&mut self, id: u32, row: &[u8]) -> Result<()> {
+        self.reserve(VECTORS, u64::from(id) + 1)?;
+        let Rows { store, arrays, .. } = self;
+        let Some(array) = &arrays[VECTORS] else {
+            return Ok(());
+        };
+        let missing = || Error::corrupt(0, format!("vector {id} lies outside its array"));
+        if array.span() == 1 {
+            let (page, offset) = array.locate(id).ok_or_else(missing)?;
+            return store.write(&[page], |pages| pages.put(0, offset, row));
+        }
+        let body = store.page_size() - crate::page::HEADER;
+        for (part, piece) in row.chunks(body).enumerate() {
+            let page = array.part(id, part).ok_or_else(missing)?;
+            store.write(&[page], |pages| pages.put(0, 0, piece))?;
+        }
+        Ok(())
+    }
+
+    /// Records the squared norm of a row about to be linked, so that graphs measure with the largest.
+    pub(crate) fn raise_norm(&mut self, row: &[u8]) -> Result<()> {
+        if self.space.metric != Metric::InnerProduct {
+            return Ok(());
+        }
+        let norm = self.space.norm2_of(row);
+        if norm > self.meta.max_norm.get() {
+            let mut meta = self.meta;
+            meta.max_norm = norm.into();
+            self.commit_meta(Change::default(), meta)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a vector visible, together with whatever `change` holds already. `replaces` is a visible vector of
+    /// the same key, which dies in the same moment. The caller has reserved the arrays.
+    pub(crate) fn birth(
+        &mut self,
+        mut change: Change,
+        id: u32,
+        mut node: Node,
+        replaces: Option<u32>,
+        edit: impl FnOnce(&mut Meta),
+    ) -> Result<bool> {
+        let mut meta = self.meta;
+        let key = node.key.get();
+        if id == meta.slots.get() {
+            meta.slots = (id + 1).into();
+            meta.upper = (meta.upper.get() + u32::from(node.level)).into();
+        } else {
+            let old = self.node(id)?;
+            if meta.free.get() != id || !old.is(State::Free) {
+                return Err(self.corrupt_node(id, "it is not the free list's head".into()));
+            }
+            meta.free = old.twin;
+            node.generation = old.generation;
+        }
+        meta.live = (meta.live.get() + 1).into();
+        meta.next_key = meta.next_key.get().max(key + 1).into();
+        edit(&mut meta);
+        change.put_record(self.array(NODES)?, id, node.as_bytes())?;
+        if let Some(old) = replaces {
+            let mut dead = self.node(old)?;
+            dead.set_state(if dead.is(State::Twin) {
+                State::DeadTwin
+            } else {
+                State::Tombstone
+            });
+            meta.live = (meta.live.get() - 1).into();
+            meta.tombstones = (meta.tombstones.get() + 1).into();
+            change.put_record(self.array(NODES)?, old, dead.as_bytes())?;
+        }
+        if !self.commit_meta(change, meta)? {
+            return Ok(false);
+        }
+        if let Some(keys) = self.keys.get_mut() {
+            keys.insert(key, id);
+        }
+        Ok(true)
+    }
+
+    /// Makes a visible vector a tombstone: searches do not return it any more, its slot waits for a sweep.
+    pub(crate) fn bury(&mut self, id: u32) -> Result<()> {
+        let mut node = self.node(id)?;
+        let key = node.key.get();
+        node.set_state(if node.is(State::Twin) {
+            State::DeadTwin
+        } else {
+            State::Tombstone
+        });
+        let mut meta = self.meta;
+        meta.live = meta.live.get().saturating_sub(1).into();
+        meta.tombstones = (meta.tombstones.get() + 1).into();
+        let mut change = Change::default();
+        change.put_record(self.array(NODES)?, id, node.as_bytes())?;
+        self.commit_meta(change, meta)?;
+        self.forget_key(key);
+        Ok(())
+    }
+
+    /// Puts a slot that nothing refers to any more on the free list. `live` and `tombstones` count what it was.
+    pub(crate) fn free(&mut self, id: u32) -> Result<()> {
+        let mut node = self.node(id)?;
+        let mut meta = self.meta;
+        if node.is_visible() {
+            meta.live = meta.live.get().saturating_sub(1).into();
+            self.forget_key(node.key.get());
+        } else {
+            meta.tombstones = meta.tombstones.get().saturating_sub(1).into();
+        }
+        node.set_state(State::Free);
+        node.generation = node.generation.get().wrapping_add(1).into();
+        node.owner = NONE.into();
+        node.twin = meta.free;
+        meta.free = id.into();
+        let mut change = Change::default();
+        change.put_record(self.array(NODES)?, id, node.as_bytes())?;
+        self.commit_meta(change, meta)?;
+        Ok(())
+    }
+
+    fn forget_key(&mut self, key: u64) {
+        if let Some(keys) = self.keys.get_mut() {
+            keys.remove(key);
+        }
+    }
+
+    /// Tells the key map that a key has moved to another slot.
+    pub(crate) fn move_key(&mut self, key: u64, id: u32) {
+        if let Some(keys) = self.keys.get_mut() {
+            keys.insert(key, id);
+        }
+    }
+
+    /// The key map, built now if this is its first use.
+    fn keys(&self) -> Result<&Keys> {
+        if let Some(keys) = self.keys.get() {
+            return Ok(keys);
+        }
+        let built = Keys::build(self)?;
+        Ok(self.keys.get_or_init(|| built))
+    }
+
+    /// The slot that holds a key.
+    pub(crate) fn id_of(&self, key: u64) -> Result<Option<u32>> {
+        Ok(self.keys()?.get(key))
+    }
+
+    /// Bytes of the key map, 0 before its first use.
+    pub(crate) fn key_bytes(&self) -> usize {
+        self.keys.get().map_or(0, Keys::bytes)
+    }
+}
+
+fn arrays_of(meta: &Meta, page_size: usize) -> Vec<Option<Array>> {
+    let stride = |number: usize| meta.arrays[number].stride.get() as usize;
+    (0..ARRAYS)
+        .map(|number| (stride(number) > 0).then(|| Array::new(stride(number), page_size)))
+        .collect()
+}

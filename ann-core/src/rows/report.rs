@@ -1,0 +1,159 @@
+//! Reading a table back: vectors by key, statistics, and the invariants that every kind of index shares.
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::page::PageStore;
+
+use super::{Array, Kind, LINKS, NODES, NONE, Rows, State, UPPER, VECTORS};
+
+/// What an index is made of and how large it is.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Its kind.
+    pub kind: Kind,
+    /// Vectors that searches return.
+    pub len: usize,
+    /// Removed vectors whose slots have not been reclaimed yet.
+    pub tombstones: usize,
+    /// Slots, free ones included.
+    pub slots: usize,
+    /// Vectors identical to another one, which hang on its chain instead of in the graph.
+    pub twins: usize,
+    /// Links at the bottom level of the graph, and above it; 0 in a flat index.
+    pub links: [usize; 2],
+    /// Levels above the bottom one.
+    pub levels: usize,
+    /// Bytes a page.
+    pub page_size: usize,
+    /// Bytes of all pages in use.
+    pub bytes: u64,
+    /// Bytes of pages by part: vectors, nodes, links, upper links.
+    pub bytes_by_part: [u64; 4],
+    /// Bytes of the map from keys to slots; 0 until something needs it.
+    pub key_map_bytes: usize,
+    /// The instruction set that distances are computed with, by name.
+    pub instruction_set: String,
+}
+
+impl<S: PageStore> Rows<S> {
+    /// The vector of a key, as it was given.
+    pub(crate) fn get<T: Element>(&self, key: u64) -> Result<Option<Vec<T>>> {
+        if T::DTYPE != self.space.dtype {
+            return Err(Error::ElementType {
+                got: T::DTYPE,
+                want: self.space.dtype,
+            });
+        }
+        let Some(id) = self.id_of(key)? else {
+            return Ok(None);
+        };
+        let mut row = Vec::new();
+        self.row(id, &mut row)?;
+        Ok(Some(T::from_bytes(&row[..self.space.vector_bytes()])))
+    }
+
+    /// Sizes and counts; links are counted by graph indexes themselves.
+    pub(crate) fn stats(&self) -> Result<Stats> {
+        let page_size = self.store.page_size();
+        let mut twins = 0;
+        for id in 0..self.slots() {
+            twins += usize::from(self.node(id)?.is(State::Twin));
+        }
+        let bytes = |number: usize| {
+            self.arrays[number]
+                .as_ref()
+                .map_or(0, |array: &Array| array.pages() * page_size as u64)
+        };
+        Ok(Stats {
+            kind: self.meta.kind(),
+            len: self.len(),
+            tombstones: self.meta.tombstones.get() as usize,
+            slots: self.slots() as usize,
+            twins,
+            links: [0, 0],
+            levels: 0,
+            page_size,
+            bytes: u64::from(self.meta.pages.get()) * page_size as u64,
+            bytes_by_part: [VECTORS, NODES, LINKS, UPPER].map(bytes),
+            key_map_bytes: self.key_bytes(),
+            instruction_set: format!("{:?}", self.space.isa()).to_lowercase(),
+        })
+    }
+
+    /// Checks states, counters, keys, chains and the free list.
+    pub(crate) fn verify(&self) -> Result<()> {
+        let (mut live, mut dead, mut free) = (0, 0, 0);
+        let mut keys = hashbrown::HashSet::new();
+        keys.try_reserve(self.len())
+            .map_err(|_| Error::OutOfMemory {
+                what: "verification",
+                bytes: self.len() as u64 * 9,
+            })?;
+        let mut on_chain = 0;
+        for id in 0..self.slots() {
+            let node = self.node(id)?;
+            match node.state() {
+                Some(State::Live | State::Twin) => live += 1,
+                Some(State::Tombstone | State::DeadTwin) => dead += 1,
+                _ => free += 1,
+            }
+            if node.is_visible() {
+                let key = node.key.get();
+                if key >= self.meta.next_key.get() {
+                    return Err(self.corrupt_node(id, format!("key {key} was never given")));
+                }
+                if !keys.insert(key) {
+                    return Err(self.corrupt_node(id, format!("key {key} is held twice")));
+                }
+            }
+            if u64::from(node.upper.get()) + u64::from(node.level)
+                > u64::from(self.meta.upper.get())
+            {
+                return Err(self.corrupt_node(id, "its upper links do not exist".into()));
+            }
+            if node.is(State::Live) || node.is(State::Tombstone) {
+                on_chain += self.chain_length(id)?;
+            }
+        }
+        let counted = [live, dead];
+        let recorded = [self.meta.live.get(), self.meta.tombstones.get()];
+        if counted != recorded {
+            let what =
+                format!("live and removed vectors are {counted:?}, the counters say {recorded:?}");
+            return Err(Error::corrupt(0, what));
+        }
+        let twins = (0..self.slots()).try_fold(0u32, |sum, id| {
+            let node = self.node(id)?;
+            Ok::<u32, Error>(sum + u32::from(node.is(State::Twin) || node.is(State::DeadTwin)))
+        })?;
+        if twins != on_chain {
+            return Err(Error::corrupt(
+                0,
+                format!("{twins} twins, {on_chain} of them on chains"),
+            ));
+        }
+        let listed = self.free_ids(free as usize)?;
+        if listed.iter().any(|&id| id >= self.slots()) {
+            let what = format!("{free} slots are free, fewer are on the free list");
+            return Err(Error::corrupt(0, what));
+        }
+        Ok(())
+    }
+
+    /// Twins on the chain of a graph node, dead ones included.
+    fn chain_length(&self, id: u32) -> Result<u32> {
+        let mut next = self.node(id)?.twin.get();
+        let mut length = 0;
+        while next != NONE {
+            let twin = self.node(next)?;
+            let is_twin = twin.is(State::Twin) || twin.is(State::DeadTwin);
+            if !is_twin || twin.owner.get() != id || length > self.slots() {
+                return Err(self.corrupt_node(next, format!("it is on the chain of slot {id}")));
+            }
+            length += 1;
+            next = twin.twin.get();
+        }
+        Ok(length)
+    }
+}

@@ -1,0 +1,329 @@
+//! The space that rows live in: their layout, and distances made of the kernels' raw sums.
+//!
+//! A row is the vector's bytes, padded to four, and where the metric needs one a float behind them: `1 / |v|` under
+//! cosine, `|v|^2` under inner product. Vectors are stored as they were given.
+//!
+//! Searches and graph construction may measure differently. Under inner product, "nearer" is no metric and pruning
+//! by it goes astray, so graphs are built in the space of norm-augmented vectors `(v, sqrt(M^2 - |v|^2))`, where `M`
+//! is the largest norm seen: there the nearest neighbour in L2 of `(q, 0)` is the vector with the largest inner
+//! product (Bachrach et al., RecSys 2014). When `M` grows, edges chosen under the smaller one stay; they still
+//! order by angle and norm, only by a little less well.
+
+use crate::element::{DType, Element};
+use crate::error::{Error, Result};
+use crate::kernel::{self, Isa, Kernel, Op, Query};
+use crate::metric::Metric;
+use crate::page::PageStore;
+
+use super::array::Array;
+
+/// Dimension, element type and metric, and the kernel that serves them.
+pub(crate) struct Space {
+    pub dim: usize,
+    pub dtype: DType,
+    pub metric: Metric,
+    kernel: Kernel,
+    vector_bytes: usize,
+    stride: usize,
+}
+
+/// A query, prepared once for many distances.
+#[derive(Default)]
+pub(crate) struct Probe {
+    query: Query,
+    finish: Finish,
+}
+
+/// How a raw sum becomes a distance.
+#[derive(Clone, Copy, Default)]
+enum Finish {
+    #[default]
+    Raw,
+    Negate,
+    /// With the probe's `1 / |v|`.
+    Cosine(f32),
+    /// With the largest squared norm and the probe's augmenting coordinate.
+    Augmented(f32, f32),
+}
+
+impl Space {
+    pub(crate) fn new(dim: usize, dtype: DType, metric: Metric, isa: Option<Isa>) -> Result<Space> {
+        let op = if metric == Metric::L2sq {
+            Op::L2sq
+        } else {
+            Op::Dot
+        };
+        let kernel = match isa {
+            None => Kernel::new(dtype, op, dim),
+            Some(isa) => Kernel::with_isa(dtype, op, dim, isa).ok_or_else(|| {
+                Error::parameter("isa", format!("{isa:?}"), "one that this machine has")
+            })?,
+        };
+        let vector_bytes = dim * dtype.size();
+        let tail = if metric == Metric::L2sq { 0 } else { 4 };
+        let stride = round_stride(vector_bytes.next_multiple_of(4) + tail);
+        Ok(Space {
+            dim,
+            dtype,
+            metric,
+            kernel,
+            vector_bytes,
+            stride,
+        })
+    }
+
+    /// Bytes a row takes.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Bytes of a row that are the vector.
+    pub(crate) fn vector_bytes(&self) -> usize {
+        self.vector_bytes
+    }
+
+    /// The instruction set in use.
+    pub(crate) fn isa(&self) -> Isa {
+        self.kernel.isa()
+    }
+
+    /// The smallest page size, from 8 KiB up, that wastes little on rows of this length.
+    pub(crate) fn page_size(&self) -> usize {
+        let sizes = (13..=20).map(|log| 1 << log);
+        let waste = |&size: &usize| Array::waste(self.stride, size);
+        let good = sizes.clone().find(|size| waste(size) <= 0.04);
+        good.or_else(|| sizes.min_by(|a, b| waste(a).total_cmp(&waste(b))))
+            .unwrap_or(8192)
+    }
+
+    /// The metric's own float for a vector: `1 / |v|`, `|v|^2`, or 0 where it needs none.
+    fn tail<T: Element>(&self, vector: &[T]) -> f32 {
+        match self.metric {
+            Metric::L2sq => 0.0,
+            Metric::InnerProduct => norm2(vector) as f32,
+            Metric::Cosine => norm2(vector).sqrt().recip() as f32,
+        }
+    }
+
+    /// Checks a vector at the door; `row` is for the message.
+    pub(crate) fn check<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
+        if T::DTYPE != self.dtype {
+            return Err(Error::ElementType {
+                got: T::DTYPE,
+                want: self.dtype,
+            });
+        }
+        if vector.len() != self.dim {
+            return Err(Error::Dimension {
+                got: vector.len(),
+                want: self.dim,
+            });
+        }
+        // Integers are finite, and their norms are no worry.
+        if matches!(self.dtype, DType::F32 | DType::F16) {
+            let norm = norm2(vector);
+            if !norm.is_finite() {
+                let bad = vector.iter().position(|v| !v.to_f32().is_finite());
+                if let Some(column) = bad {
+                    return Err(Error::NotFinite {
+                        row,
+                        column,
+                        value: vector[column].to_f32(),
+                    });
+                }
+            }
+            // Beyond it, sums of products could become infinite and their difference NaN.
+            if norm > f64::from(f32::MAX) / 4.0 {
+                return Err(Error::TooLong {
+                    row,
+                    norm: norm.sqrt(),
+                });
+            }
+        }
+        if self.metric == Metric::Cosine && !self.tail(vector).is_finite() {
+            return Err(Error::ZeroVector { row });
+        }
+        Ok(())
+    }
+
+    /// Appends the row of a vector that passed [`Space::check`].
+    pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) {
+        let start = out.len();
+        T::extend_bytes(vector, out);
+        if self.metric != Metric::L2sq {
+            out.resize(start + self.tail_at(), 0);
+            out.extend_from_slice(&self.tail(vector).to_le_bytes());
+        }
+        out.resize(start + self.stride, 0);
+    }
+
+    /// Squared norm of an encoded row; inner product only.
+    pub(crate) fn norm2_of(&self, row: &[u8]) -> f32 {
+        self.tail_of(row, 0)
+    }
+
+    /// Where in a row its float is.
+    fn tail_at(&self) -> usize {
+        self.vector_bytes.next_multiple_of(4)
+    }
+
+    fn tail_of(&self, bytes: &[u8], row: usize) -> f32 {
+        float_at(bytes, row + self.tail_at())
+    }
+
+    /// Checks and prepares a query given by the caller; `row` is for messages, `bytes` is scratch.
+    pub(crate) fn query<T: Element>(
+        &self,
+        query: &[T],
+        row: usize,
+        bytes: &mut Vec<u8>,
+        probe: &mut Probe,
+    ) -> Result<()> {
+        self.check(query, row)?;
+        bytes.clear();
+        self.encode(query, bytes);
+        self.probe(bytes, probe);
+        Ok(())
+    }
+
+    /// Prepares an encoded row (without its padding, if need be) as a search query.
+    pub(crate) fn probe(&self, row: &[u8], probe: &mut Probe) {
+        self.kernel
+            .prepare(&row[..self.vector_bytes], &mut probe.query);
+        probe.finish = match self.metric {
+            Metric::L2sq => Finish::Raw,
+            Metric::InnerProduct => Finish::Negate,
+            Metric::Cosine => Finish::Cosine(self.tail_of(row, 0)),
+        };
+    }
+
+    /// Prepares an encoded row for distances among rows, as graphs are built from. None is negative.
+    pub(crate) fn link_probe(&self, row: &[u8], max_norm: f32, probe: &mut Probe) {
+        self.probe(row, probe);
+        if self.metric == Metric::InnerProduct {
+            let rest = (max_norm - self.tail_of(row, 0)).max(0.0).sqrt();
+            probe.finish = Finish::Augmented(max_norm, rest);
+        }
+    }
+
+    fn finish(&self, finish: Finish, raw: f32, tail: impl Fn() -> f32) -> f32 {
+        match finish {
+            Finish::Raw => raw,
+            Finish::Negate => -raw,
+            Finish::Cosine(inverse) => (1.0 - raw * inverse * tail()).max(0.0),
+            Finish::Augmented(max, rest) => {
+                let other = (max - tail()).max(0.0).sqrt();
+                (2.0 * (max - raw - rest * other)).max(0.0)
+            }
+        }
+    }
+
+    /// The distance to a row that lies in one piece.
+    pub(crate) fn distance(&self, probe: &Probe, row: &[u8]) -> f32 {
+        let raw = self.kernel.one(&probe.query, row);
+        self.finish(probe.finish, raw, || self.tail_of(row, 0))
+    }
+
+    /// Distances to rows at byte offsets of `bytes`; false if one of them lies outside.
+    #[inline]
+    pub(crate) fn distances(
+        &self,
+        probe: &Probe,
+        bytes: &[u8],
+        offsets: &[u64],
+        out: &mut [f32],
+    ) -> bool {
+        for &offset in offsets {
+            kernel::prefetch(bytes, offset, self.stride.min(PREFETCH));
+        }
+        if !self.kernel.rows(&probe.query, bytes, offsets, out) {
+            return false;
+        }
+        if !matches!(probe.finish, Finish::Raw) {
+            for (out, &offset) in out.iter_mut().zip(offsets) {
+                *out = self.finish(probe.finish, *out, || self.tail_of(bytes, offset as usize));
+            }
+        }
+        true
+    }
+
+    /// Distances from the probe to the rows of `ids`, which must all be below the array's capacity.
+    /// `offsets` is scratch; `out` is replaced.
+    #[inline]
+    pub(crate) fn score<S: PageStore>(
+        &self,
+        store: &S,
+        vectors: &Array,
+        probe: &Probe,
+        ids: &[u32],
+        offsets: &mut Vec<u64>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        out.clear();
+        out.resize(ids.len(), 0.0);
+        if let (Some(bytes), 1) = (store.contiguous(), vectors.span()) {
+            offsets.clear();
+            offsets.resize(ids.len(), 0);
+            vectors.offsets(ids, offsets);
+            if !self.distances(probe, bytes, offsets, out) {
+                return Err(Error::corrupt(0, "the vector array ends outside the store"));
+            }
+            return Ok(());
+        }
+        for (out, &id) in out.iter_mut().zip(ids) {
+            *out = self.score_one(store, vectors, probe, id)?;
+        }
+        Ok(())
+    }
+
+    /// The distance from the probe to one row, wherever its pages are.
+    pub(crate) fn score_one<S: PageStore>(
+        &self,
+        store: &S,
+        vectors: &Array,
+        probe: &Probe,
+        id: u32,
+    ) -> Result<f32> {
+        let missing = || Error::corrupt(0, format!("vector {id} lies outside its array"));
+        let (page, offset) = vectors.locate(id).ok_or_else(missing)?;
+        if vectors.span() == 1 {
+            let body = store.read(page)?;
+            let row = body.get(offset..offset + self.stride).ok_or_else(missing)?;
+            return Ok(self.distance(probe, row));
+        }
+        let (mut raw, mut tail, mut at) = (0.0, 0.0, 0);
+        for part in 0..vectors.span() {
+            let body = store.read(vectors.part(id, part).ok_or_else(missing)?)?;
+            let vector = self.vector_bytes.saturating_sub(at).min(body.len());
+            raw += self
+                .kernel
+                .part(&probe.query, at / self.dtype.size(), &body[..vector]);
+            if (at..at + body.len()).contains(&self.tail_at()) {
+                tail = float_at(&body, self.tail_at() - at);
+            }
+            at += body.len();
+        }
+        Ok(self.finish(probe.finish, raw, || tail))
+    }
+}
+
+/// How much of a row is prefetched; the hardware follows a longer one by itself.
+const PREFETCH: usize = 512;
+
+fn float_at(bytes: &[u8], at: usize) -> f32 {
+    match bytes.get(at..at + 4) {
+        Some(&[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        _ => 0.0,
+    }
+}
+
+fn norm2<T: Element>(vector: &[T]) -> f64 {
+    vector.iter().map(|v| f64::from(v.to_f32()).powi(2)).sum()
+}
+
+/// The coarsest alignment up to a cache line that costs at most an eighth.
+fn round_stride(bytes: usize) -> usize {
+    let fits = |align: &usize| bytes.next_multiple_of(*align) - bytes <= bytes / 8;
+    let align = [64, 32, 16, 8].into_iter().find(fits).unwrap_or(4);
+    bytes.next_multiple_of(align)
+}
