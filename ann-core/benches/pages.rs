@@ -18,10 +18,8 @@ const EF: usize = 100;
 
 /// The small real data set that ships with the repository: base and queries.
 fn small() -> (Array2<f32>, Array2<f32>) {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../datasets/small/glove-small-100-angular.bin"
-    );
+    let path =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../datasets/small/glove-small-100-angular.bin");
     let bytes = std::fs::read(path).expect("the small data set ships with the repository");
     let number =
         |i: usize| u32::from_le_bytes(bytes[i..i + 4].try_into().expect("4 bytes")) as usize;
@@ -31,29 +29,18 @@ fn small() -> (Array2<f32>, Array2<f32>) {
         .map(|pair| f16::from_le_bytes([pair[0], pair[1]]).to_f32())
         .collect();
     let all = Array2::from_shape_vec((n + queries, d), floats).expect("as many as the header says");
-    (
-        all.slice(s![..n, ..]).to_owned(),
-        all.slice(s![n.., ..]).to_owned(),
-    )
+    (all.slice(s![..n, ..]).to_owned(), all.slice(s![n.., ..]).to_owned())
 }
 
 fn pass(queries: ArrayView2<'_, f32>, mut search: impl FnMut(&[f32]) -> f32) -> f32 {
-    queries
-        .rows()
-        .into_iter()
-        .map(|query| search(query.as_slice().expect("contiguous")))
-        .sum()
+    queries.rows().into_iter().map(|query| search(query.as_slice().expect("contiguous"))).sum()
 }
 
 fn main() {
     let (base, queries) = small();
-    let builder = Hnsw::builder(base.ncols())
-        .metric(Metric::L2sq)
-        .ef_construction(64);
+    let builder = Hnsw::builder(base.ncols()).metric(Metric::L2sq).ef_construction(64);
     let mut index = builder.build().expect("parameters");
-    index
-        .add(base.view(), None, AddOptions::new())
-        .expect("good rows");
+    index.add(base.view(), None, AddOptions::new()).expect("good rows");
     let plain = Plain::new(&index).expect("a good index");
     let mut work = Work::default();
     let mut on_pages = |query: &[f32]| index.search_bottom(query, EF, &mut work).expect("search");
@@ -85,18 +72,11 @@ fn main() {
         })
         .collect();
     ratios.sort_by(f64::total_cmp);
-    println!(
-        "pages / plain arrays, median of 30 interleaved pairs: {:.3}",
-        ratios[15]
-    );
+    println!("pages / plain arrays, median of 30 interleaved pairs: {:.3}", ratios[15]);
 
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("bottom level, 500 queries, ef 100");
-    group.bench_function("pages", |bencher| {
-        bencher.iter(|| pass(queries.view(), &mut on_pages))
-    });
-    group.bench_function("arrays", |bencher| {
-        bencher.iter(|| pass(queries.view(), &mut on_arrays))
-    });
+    group.bench_function("pages", |bencher| bencher.iter(|| pass(queries.view(), &mut on_pages)));
+    group.bench_function("arrays", |bencher| bencher.iter(|| pass(queries.view(), &mut on_arrays)));
     group.finish();
 }

@@ -121,10 +121,7 @@ macro_rules! element {
 
             fn from_bytes(bytes: &[u8]) -> Vec<$type> {
                 let (chunks, _) = bytes.as_chunks::<{ size_of::<$type>() }>();
-                chunks
-                    .iter()
-                    .map(|&chunk| <$type>::from_le_bytes(chunk))
-                    .collect()
+                chunks.iter().map(|&chunk| <$type>::from_le_bytes(chunk)).collect()
             }
         }
     };

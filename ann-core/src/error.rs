@@ -172,10 +172,7 @@ impl Error {
 
     /// A page that contradicts the format.
     pub(crate) fn corrupt(page: u32, what: impl Into<String>) -> Error {
-        Error::Corrupt {
-            page,
-            what: what.into(),
-        }
+        Error::Corrupt { page, what: what.into() }
     }
 
     /// A parameter outside its range.
@@ -184,10 +181,6 @@ impl Error {
         value: impl ToString,
         allowed: impl Into<String>,
     ) -> Error {
-        Error::Parameter {
-            name,
-            value: value.to_string(),
-            allowed: allowed.into(),
-        }
+        Error::Parameter { name, value: value.to_string(), allowed: allowed.into() }
     }
 }

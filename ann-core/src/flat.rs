@@ -74,9 +74,7 @@ impl FlatBuilder {
     /// As [`FlatBuilder::build`], and those of the store.
     pub fn build_in<S: PageStore>(self, store: S) -> Result<Flat<S>> {
         let space = self.space()?;
-        Ok(Flat {
-            rows: Rows::create(store, Kind::Flat, space, &[], |_| ())?,
-        })
+        Ok(Flat { rows: Rows::create(store, Kind::Flat, space, &[], |_| ())? })
     }
 
     fn space(&self) -> Result<Space> {
@@ -87,12 +85,7 @@ impl FlatBuilder {
 impl Flat {
     /// A builder for vectors of `dim` elements, from 1 to 65,536.
     pub fn builder(dim: usize) -> FlatBuilder {
-        FlatBuilder {
-            dim,
-            metric: Metric::L2sq,
-            dtype: DType::F32,
-            isa: None,
-        }
+        FlatBuilder { dim, metric: Metric::L2sq, dtype: DType::F32, isa: None }
     }
 }
 
@@ -108,10 +101,7 @@ impl<S: PageStore> Flat<S> {
     pub(crate) fn from_rows(rows: Rows<S>) -> Result<Flat<S>> {
         match rows.meta.kind() {
             Kind::Flat => Ok(Flat { rows }),
-            kind => Err(Error::Kind {
-                got: kind.to_string(),
-                want: Kind::Flat.to_string(),
-            }),
+            kind => Err(Error::Kind { got: kind.to_string(), want: Kind::Flat.to_string() }),
         }
     }
 
@@ -125,8 +115,7 @@ impl<S: PageStore> Flat<S> {
         self.rows.reserve(NODES, u64::from(id) + 1)?;
         self.rows.put_row(id, row)?;
         let node = Node::new(key, State::Live, 0, 0);
-        self.rows
-            .birth(Change::default(), id, node, replaces, |_| ())?;
+        self.rows.birth(Change::default(), id, node, replaces, |_| ())?;
         match replaces {
             Some(old) => self.rows.free(old),
             None => Ok(()),
@@ -178,31 +167,18 @@ impl<S: PageStore> Flat<S> {
             None if all => (0..self.rows.slots()).collect(),
             None => self.rows.visible(|_| true)?,
         };
-        let cost = Cost {
-            hops: 0,
-            distances: ids.len() as u64,
-        };
-        Ok((
-            nearest(&self.rows, probe, ids.into_iter(), k, radius)?,
-            cost,
-        ))
+        let cost = Cost { hops: 0, distances: ids.len() as u64 };
+        Ok((nearest(&self.rows, probe, ids.into_iter(), k, radius)?, cost))
     }
 
     fn hits(&self, found: Vec<(f32, u32)>) -> Result<Vec<Hit>> {
-        let hit = |(distance, id)| {
-            Ok(Hit {
-                key: self.rows.node(id)?.key.get(),
-                distance,
-            })
-        };
+        let hit = |(distance, id)| Ok(Hit { key: self.rows.node(id)?.key.get(), distance });
         found.into_iter().map(hit).collect()
     }
 
     fn probe<T: Element>(&self, query: &[T], row: usize) -> Result<Probe> {
         let mut probe = Probe::default();
-        self.rows
-            .space
-            .query(query, row, &mut Vec::new(), &mut probe)?;
+        self.rows.space.query(query, row, &mut Vec::new(), &mut probe)?;
         Ok(probe)
     }
 
@@ -273,12 +249,8 @@ impl<S: PageStore> Index for Flat<S> {
     ) -> Result<(Vec<Hit>, Cost)> {
         options.check()?;
         let probe = self.probe(query, 0)?;
-        let (found, cost) = self.scan(
-            &probe,
-            &self.plan(options.filter)?,
-            options.k,
-            f32::INFINITY,
-        )?;
+        let (found, cost) =
+            self.scan(&probe, &self.plan(options.filter)?, options.k, f32::INFINITY)?;
         Ok((self.hits(found)?, cost))
     }
 
@@ -318,16 +290,10 @@ impl<S: PageStore> Index for Flat<S> {
     fn cursor<T: Element>(&self, query: &[T], ef: usize) -> Result<Cursor> {
         Search::new(1).ef(ef).check()?;
         let probe = self.probe(query, 0)?;
-        let plan = Plan {
-            matcher: Matcher::All,
-            exact: None,
-        };
+        let plan = Plan { matcher: Matcher::All, exact: None };
         let mut found = self.scan(&probe, &plan, usize::MAX, f32::INFINITY)?.0;
         found.reverse();
-        Ok(Cursor::new(
-            self.rows.meta.changes.get(),
-            CursorState::Flat(found),
-        ))
+        Ok(Cursor::new(self.rows.meta.changes.get(), CursorState::Flat(found)))
     }
 
     fn resume(&self, cursor: &mut Cursor, n: usize, filter: Filter<'_>) -> Result<Vec<Hit>> {
@@ -372,9 +338,7 @@ impl<S: PageStore> Index for Flat<S> {
             if node.is(State::Live) && node.twin.get() != NONE
                 || !node.is(State::Live) && !node.is(State::Free)
             {
-                return Err(self
-                    .rows
-                    .corrupt_node(id, "a flat index has no such slot".into()));
+                return Err(self.rows.corrupt_node(id, "a flat index has no such slot".into()));
             }
         }
         Ok(())

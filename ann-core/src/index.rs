@@ -34,11 +34,7 @@ pub struct Search<'a> {
 impl<'a> Search<'a> {
     /// A search for the `k` nearest.
     pub fn new(k: usize) -> Search<'a> {
-        Search {
-            k,
-            ef: None,
-            filter: Filter::None,
-        }
+        Search { k, ef: None, filter: Filter::None }
     }
 
     /// Sets the size of the candidate pool, from 1 to 1,000,000.
@@ -68,10 +64,7 @@ impl<'a> Search<'a> {
 
     /// The size of the candidate pool to use.
     pub(crate) fn pool_size(&self) -> usize {
-        self.ef
-            .unwrap_or(DEFAULT_EF.max(2 * self.k.min(MAX_EF / 2)))
-            .max(self.k)
-            .min(MAX_EF)
+        self.ef.unwrap_or(DEFAULT_EF.max(2 * self.k.min(MAX_EF / 2))).max(self.k).min(MAX_EF)
     }
 }
 
@@ -107,11 +100,7 @@ pub(crate) enum CursorState {
 
 impl Cursor {
     pub(crate) fn new(changes: u64, state: CursorState) -> Cursor {
-        Cursor {
-            changes,
-            ready: Default::default(),
-            state,
-        }
+        Cursor { changes, ready: Default::default(), state }
     }
 }
 

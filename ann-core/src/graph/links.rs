@@ -22,19 +22,13 @@ pub(crate) const fn target(link: u32) -> u32 {
 pub(crate) fn fresh(visited: &mut Visited, id: u32) -> Result<bool> {
     match visited.insert(id) {
         Some(fresh) => Ok(fresh),
-        None => Err(Error::corrupt(
-            0,
-            format!("a link names slot {id}, which does not exist"),
-        )),
+        None => Err(Error::corrupt(0, format!("a link names slot {id}, which does not exist"))),
     }
 }
 
 fn each(record: &[u8]) -> impl Iterator<Item = u32> {
     let (links, _) = record.as_chunks::<4>();
-    links
-        .iter()
-        .map(|&link| u32::from_le_bytes(link))
-        .take_while(|&link| link != NONE)
+    links.iter().map(|&link| u32::from_le_bytes(link)).take_while(|&link| link != NONE)
 }
 
 /// Replaces `out` with a node's links, tree marks included.
@@ -47,10 +41,9 @@ pub(crate) fn read<S: PageStore>(
     out.clear();
     rows.record(array, record, |bytes| out.extend(each(bytes)))?;
     match out.iter().find(|&&link| target(link) >= rows.slots()) {
-        Some(&link) => Err(Error::corrupt(
-            0,
-            format!("link list {record} names slot {}", target(link)),
-        )),
+        Some(&link) => {
+            Err(Error::corrupt(0, format!("link list {record} names slot {}", target(link))))
+        }
         None => Ok(()),
     }
 }

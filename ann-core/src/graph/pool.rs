@@ -127,17 +127,12 @@ impl Pool {
     /// The admitted candidates, nearest first.
     pub(crate) fn admitted(&self) -> impl Iterator<Item = (f32, u32)> {
         let pairs = self.distances.iter().zip(&self.ids);
-        pairs
-            .filter(|&(_, id)| id & OUTSIDE == 0)
-            .map(|(&distance, &id)| (distance, id & ID))
+        pairs.filter(|&(_, id)| id & OUTSIDE == 0).map(|(&distance, &id)| (distance, id & ID))
     }
 
     /// All candidates, way-points included, nearest first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (f32, u32)> {
-        self.distances
-            .iter()
-            .zip(&self.ids)
-            .map(|(&distance, &id)| (distance, id & ID))
+        self.distances.iter().zip(&self.ids).map(|(&distance, &id)| (distance, id & ID))
     }
 
     /// Starts the next pool of a resumable search from what this one left out. False if there is nothing left.
@@ -178,10 +173,7 @@ mod tests {
         assert_eq!(pool.bound(), 4.0);
         assert_eq!(pool.pop(), Some(1));
         pool.insert(0.5, 9, true);
-        assert_eq!(
-            (pool.pop(), pool.pop(), pool.pop()),
-            (Some(9), Some(2), None)
-        );
+        assert_eq!((pool.pop(), pool.pop(), pool.pop()), (Some(9), Some(2), None));
     }
 
     #[test]

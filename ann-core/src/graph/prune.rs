@@ -21,9 +21,7 @@ pub(crate) struct Candidate {
 impl Candidate {
     /// Near before far, then by id: a total order, so that results do not depend on the order of arrival.
     pub(crate) fn order(&self, other: &Candidate) -> std::cmp::Ordering {
-        self.distance
-            .total_cmp(&other.distance)
-            .then(self.id.cmp(&other.id))
+        self.distance.total_cmp(&other.distance).then(self.id.cmp(&other.id))
     }
 }
 
@@ -59,12 +57,10 @@ impl Pruner {
                 return false;
             }
             let keep = candidate.tree
-                || self
-                    .is_new_direction(rows, max_norm, candidate)
-                    .unwrap_or_else(|e| {
-                        error = Some(e);
-                        false
-                    });
+                || self.is_new_direction(rows, max_norm, candidate).unwrap_or_else(|e| {
+                    error = Some(e);
+                    false
+                });
             trees -= usize::from(candidate.tree);
             match keep {
                 true => self.kept.push(candidate.id),
@@ -80,6 +76,34 @@ impl Pruner {
         error.map_or(Ok(()), Err)
     }
 
+    /// Reduces `candidates`, a few more than `limit`, to it, for much less work: drops the farthest ones to which
+    /// any other candidate is nearer than the node is.
+    pub(crate) fn thin<S: PageStore>(
+        &mut self,
+        rows: &Rows<S>,
+        max_norm: f32,
+        candidates: &mut Vec<Candidate>,
+        limit: usize,
+    ) -> Result<()> {
+        let mut at = candidates.len();
+        while candidates.len() > limit && at > 0 {
+            at -= 1;
+            let candidate = candidates[at];
+            self.kept.clear();
+            self.kept.extend(candidates[..at].iter().map(|nearer| nearer.id));
+            if !candidate.tree && !self.is_new_direction(rows, max_norm, &candidate)? {
+                candidates.remove(at);
+            }
+        }
+        while candidates.len() > limit
+            && let Some(farthest) = candidates.iter().rposition(|candidate| !candidate.tree)
+        {
+            candidates.remove(farthest);
+        }
+        Ok(())
+    }
+
+    /// Whether no kept candidate is nearer to this one than the node is.
     fn is_new_direction<S: PageStore>(
         &mut self,
         rows: &Rows<S>,
@@ -89,18 +113,12 @@ impl Pruner {
         if self.kept.is_empty() {
             return Ok(true);
         }
-        rows.row(candidate.id, &mut self.row)?;
-        rows.space.link_probe(&self.row, max_norm, &mut self.probe);
+        rows.link_probe(candidate.id, max_norm, &mut self.row, &mut self.probe)?;
         for group in self.kept.chunks(GROUP) {
             self.batch.ids.clear();
             self.batch.ids.extend_from_slice(group);
             self.batch.score(rows, &self.probe)?;
-            if self
-                .batch
-                .distances
-                .iter()
-                .any(|&between| between <= candidate.distance)
-            {
+            if self.batch.distances.iter().any(|&between| between <= candidate.distance) {
                 return Ok(false);
             }
         }

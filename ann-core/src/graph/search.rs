@@ -35,9 +35,7 @@ impl Scratch {
     ) -> Result<()> {
         if links::fresh(&mut self.visited, id)? {
             let vectors = rows.array(VECTORS)?;
-            let distance = rows
-                .space
-                .score_one(&rows.store, vectors, &self.probe, id)?;
+            let distance = rows.space.score_one(&rows.store, vectors, &self.probe, id)?;
             self.scored += 1;
             let admitted = admit(id)?;
             self.pool.insert(distance, id, admitted);
@@ -52,13 +50,7 @@ impl Scratch {
         mut expand: impl FnMut(u32, &mut Visited, &mut Batch, &Probe, Option<u32>) -> Result<()>,
         admit: &mut impl FnMut(u32) -> Result<bool>,
     ) -> Result<()> {
-        let Scratch {
-            probe,
-            pool,
-            visited,
-            batch,
-            ..
-        } = self;
+        let Scratch { probe, pool, visited, batch, .. } = self;
         while let Some(node) = pool.pop() {
             expand(node, visited, batch, probe, pool.peek())?;
             self.hops += 1;

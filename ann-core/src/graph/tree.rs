@@ -67,10 +67,7 @@ impl Counts {
                 }
             }
         }
-        Err(Error::corrupt(
-            0,
-            "no node of the graph has room for another child",
-        ))
+        Err(Error::corrupt(0, "no node of the graph has room for another child"))
     }
 
     fn take(&mut self, id: u32) -> u32 {

@@ -94,10 +94,7 @@ impl HnswBuilder {
             meta.ef_construction = (self.ef_construction.max(self.m) as u32).into();
             meta.seed = self.seed.into();
         })?;
-        Ok(Hnsw {
-            rows,
-            scratches: Mutex::default(),
-        })
+        Ok(Hnsw { rows, scratches: Mutex::default() })
     }
 
     fn space(&self) -> Result<Space> {
@@ -106,11 +103,7 @@ impl HnswBuilder {
         }
         if !(1..=100_000).contains(&self.ef_construction) {
             let allowed = "from 1 to 100000";
-            return Err(Error::parameter(
-                "ef_construction",
-                self.ef_construction,
-                allowed,
-            ));
+            return Err(Error::parameter("ef_construction", self.ef_construction, allowed));
         }
         Space::new(self.dim, self.dtype, self.metric, self.isa)
     }

@@ -81,10 +81,7 @@ struct Staged {
 
 enum Planned {
     /// Neighbours by level.
-    Node {
-        lists: Vec<Vec<Candidate>>,
-        parent: Option<u32>,
-    },
+    Node { lists: Vec<Vec<Candidate>>, parent: Option<u32> },
     /// Equal to this node of the graph.
     Twin(u32),
 }
@@ -185,12 +182,7 @@ impl<'a, T: Element> Insertion<'a, T> {
     pub fn plan_step<S: PageStore>(&mut self, index: &Hnsw<S>) -> Result<()> {
         if self.planned.len() == self.batch.len() {
             let merges = {
-                let Insertion {
-                    pool,
-                    batch,
-                    planned,
-                    ..
-                } = self;
+                let Insertion { pool, batch, planned, .. } = self;
                 pool.install(|| plan_merges(index, batch, planned))?
             };
             self.merges = Some(merges);
@@ -251,9 +243,7 @@ impl<'a, T: Element> Insertion<'a, T> {
     fn begin_batch<S: PageStore>(&mut self, index: &mut Hnsw<S>) -> Result<()> {
         let rows = &mut index.rows;
         let present = rows.len() + rows.meta.tombstones.get() as usize;
-        let size = (present / BATCH_SHARE)
-            .clamp(1, MAX_BATCH)
-            .min(self.order.len() - self.next);
+        let size = (present / BATCH_SHARE).clamp(1, MAX_BATCH).min(self.order.len() - self.next);
         if self.next == 0 {
             // All at once, so that each array is one run of pages.
             let taken = present + self.order.len();
@@ -274,12 +264,7 @@ impl<'a, T: Element> Insertion<'a, T> {
                 upper += u32::from(level);
                 (level, upper - u32::from(level))
             };
-            self.batch.push(Staged {
-                row,
-                id,
-                level,
-                upper: first,
-            });
+            self.batch.push(Staged { row, id, level, upper: first });
         }
         let rows = &mut index.rows;
         let end = ids.last().map_or(0, |&id| u64::from(id) + 1);
@@ -297,10 +282,7 @@ impl<'a, T: Element> Insertion<'a, T> {
         while self.staged < self.batch.len() && bytes < STAGE_BYTES {
             let staged = &self.batch[self.staged];
             row.clear();
-            index
-                .rows
-                .space
-                .encode(&slice(self.vectors.row(staged.row as usize)), &mut row);
+            index.rows.space.encode(&slice(self.vectors.row(staged.row as usize)), &mut row);
             index.rows.put_row(staged.id, &row)?;
             index.rows.raise_norm(&row)?;
             bytes += row.len();
@@ -313,11 +295,7 @@ impl<'a, T: Element> Insertion<'a, T> {
     fn bear<S: PageStore>(&mut self, index: &mut Hnsw<S>, at: usize) -> Result<()> {
         let staged = &self.batch[at];
         let key = self.keys[staged.row as usize];
-        let old = if self.replace {
-            index.rows.id_of(key)?
-        } else {
-            None
-        };
+        let old = if self.replace { index.rows.id_of(key)? } else { None };
         let owner = match &self.planned[at] {
             Planned::Node { lists, parent } => {
                 index.write_links(staged, lists)?;
@@ -344,11 +322,7 @@ impl<'a, T: Element> Insertion<'a, T> {
                 return Ok(());
             };
             let key = self.keys[repeat as usize];
-            let old = if self.replace {
-                index.rows.id_of(key)?
-            } else {
-                None
-            };
+            let old = if self.replace { index.rows.id_of(key)? } else { None };
             let owner = self.owners.get(&first).copied().unwrap_or(NONE);
             if index.unchanged(&self.vectors, repeat, key)?.is_some() {
                 self.done += 1;
@@ -364,8 +338,7 @@ impl<'a, T: Element> Insertion<'a, T> {
                 rows.reserve(array, u64::from(id) + 1)?;
             }
             row.clear();
-            rows.space
-                .encode(&slice(self.vectors.row(repeat as usize)), &mut row);
+            rows.space.encode(&slice(self.vectors.row(repeat as usize)), &mut row);
             rows.put_row(id, &row)?;
             index.bear_twin(owner, id, key, level, upper, old)?;
             self.done += 1;
@@ -394,11 +367,7 @@ fn plan_merges<S: PageStore>(
                 Some(candidate) => candidate.tree = true,
                 None => {
                     let distance = distance_between(index, staged.id, id)?;
-                    bottom.push(Candidate {
-                        distance,
-                        id,
-                        tree: true,
-                    });
+                    bottom.push(Candidate { distance, id, tree: true });
                 }
             }
             *parent = Some(id);
@@ -406,16 +375,7 @@ fn plan_merges<S: PageStore>(
         for (level, list) in lists.iter().enumerate() {
             for &Candidate { distance, id, tree } in list {
                 let (array, record) = place(rows, id, level as u8)?;
-                edges.push((
-                    array,
-                    record,
-                    id,
-                    Candidate {
-                        distance,
-                        id: staged.id,
-                        tree,
-                    },
-                ));
+                edges.push((array, record, id, Candidate { distance, id: staged.id, tree }));
             }
         }
     }
@@ -434,13 +394,7 @@ fn plan_merges<S: PageStore>(
                 links::read(rows, array, record, &mut list)?;
                 let merged = merge(index, node, array, &list, &sources, scratch, pruner)?;
                 scratch.links = list;
-                Ok(Merge {
-                    array,
-                    record,
-                    node,
-                    sources,
-                    list: merged,
-                })
+                Ok(Merge { array, record, node, sources, list: merged })
             },
         )
         .collect()
@@ -461,10 +415,7 @@ fn find_repeats<T: Element>(vectors: &ArrayView2<'_, T>, order: &mut Vec<u32>) -
         .collect();
     hashed.par_sort_unstable();
     let mut repeats = Vec::new();
-    for same in hashed
-        .chunk_by(|a, b| a.0 == b.0)
-        .filter(|same| same.len() > 1)
-    {
+    for same in hashed.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1) {
         let first = order[same[0].1 as usize];
         for &(_, position) in &same[1..] {
             let row = order[position as usize];
@@ -491,9 +442,7 @@ fn plan_node<S: PageStore>(
 ) -> Result<Planned> {
     let rows = &index.rows;
     let max_norm = rows.meta.max_norm.get();
-    rows.row(staged.id, &mut scratch.row)?;
-    rows.space
-        .link_probe(&scratch.row, max_norm, &mut scratch.probe);
+    rows.link_probe(staged.id, max_norm, &mut scratch.row, &mut scratch.probe)?;
     let Some((mut start, top)) = entry(rows)? else {
         return Ok(Planned::Node {
             lists: vec![Vec::new(); 1 + staged.level as usize],
@@ -516,13 +465,8 @@ fn plan_node<S: PageStore>(
             search_level(rows, scratch, start, level, live)?;
         }
         let found = scratch.pool.admitted();
-        let mut list: Vec<Candidate> = found
-            .map(|(distance, id)| Candidate {
-                distance,
-                id,
-                tree: false,
-            })
-            .collect();
+        let mut list: Vec<Candidate> =
+            found.map(|(distance, id)| Candidate { distance, id, tree: false }).collect();
         if level == 0
             && let Some(owner) = equal_to(rows, &list, &mut scratch.row, staged.id)?
         {
@@ -536,16 +480,9 @@ fn plan_node<S: PageStore>(
     // Only removed vectors were found: hang on to one of those, rather than on nothing.
     if lists[0].is_empty() {
         let any = scratch.pool.all().next();
-        lists[0].extend(any.map(|(distance, id)| Candidate {
-            distance,
-            id,
-            tree: false,
-        }));
+        lists[0].extend(any.map(|(distance, id)| Candidate { distance, id, tree: false }));
     }
-    Ok(Planned::Node {
-        lists,
-        parent: None,
-    })
+    Ok(Planned::Node { lists, parent: None })
 }
 
 /// The one of the nearest candidates that equals the row of `id`, which is in `row`.
@@ -555,16 +492,11 @@ fn equal_to<S: PageStore>(
     row: &mut Vec<u8>,
     id: u32,
 ) -> Result<Option<u32>> {
-    let nearest = candidates
-        .first()
-        .map_or(0.0, |candidate| candidate.distance);
+    let nearest = candidates.first().map_or(0.0, |candidate| candidate.distance);
     let mut own = std::mem::take(row);
     rows.row(id, &mut own)?;
     let mut found = None;
-    for candidate in candidates
-        .iter()
-        .take_while(|candidate| candidate.distance <= nearest)
-        .take(8)
+    for candidate in candidates.iter().take_while(|candidate| candidate.distance <= nearest).take(8)
     {
         rows.row(candidate.id, row)?;
         let bytes = rows.space.vector_bytes();
@@ -577,14 +509,11 @@ fn equal_to<S: PageStore>(
 }
 
 /// The distance between two stored rows, as graphs measure it.
-pub(super) fn distance_between<S: PageStore>(index: &Hnsw<S>, a: u32, b: u32) -> Result<f32> {
+fn distance_between<S: PageStore>(index: &Hnsw<S>, a: u32, b: u32) -> Result<f32> {
     let rows = &index.rows;
     let mut scratch = Scratch::default();
-    rows.row(a, &mut scratch.row)?;
-    rows.space
-        .link_probe(&scratch.row, rows.meta.max_norm.get(), &mut scratch.probe);
-    rows.space
-        .score_one(&rows.store, rows.array(VECTORS)?, &scratch.probe, b)
+    rows.link_probe(a, rows.meta.max_norm.get(), &mut scratch.row, &mut scratch.probe)?;
+    rows.space.score_one(&rows.store, rows.array(VECTORS)?, &scratch.probe, b)
 }
 
 /// A node's list with edges to `sources` (sorted) added, pruned if they are too many.
@@ -605,24 +534,21 @@ fn merge<S: PageStore>(
         return Ok(kept.chain(sources.iter().map(link)).collect());
     }
     let rows = &index.rows;
-    rows.row(node, &mut scratch.row)?;
     let max_norm = rows.meta.max_norm.get();
-    rows.space
-        .link_probe(&scratch.row, max_norm, &mut scratch.probe);
+    rows.link_probe(node, max_norm, &mut scratch.row, &mut scratch.probe)?;
     scratch.batch.ids.clear();
     scratch.batch.ids.extend(kept.clone().map(target));
     scratch.batch.score(rows, &scratch.probe)?;
     let mut candidates: Vec<Candidate> = kept
         .zip(&scratch.batch.distances)
-        .map(|(link, &distance)| Candidate {
-            distance,
-            id: target(link),
-            tree: link & TREE != 0,
-        })
+        .map(|(link, &distance)| Candidate { distance, id: target(link), tree: link & TREE != 0 })
         .chain(sources.iter().copied())
         .collect();
     candidates.sort_unstable_by(Candidate::order);
-    pruner.select(rows, max_norm, &mut candidates, width)?;
+    match candidates.len() <= width + width / 4 {
+        true => pruner.thin(rows, max_norm, &mut candidates, width)?,
+        false => pruner.select(rows, max_norm, &mut candidates, width)?,
+    }
     Ok(candidates.iter().map(link).collect())
 }
 
@@ -634,23 +560,13 @@ fn apply_merge<S: PageStore>(index: &mut Hnsw<S>, plan: &Merge) -> Result<()> {
         let mut now = Vec::new();
         links::read(&index.rows, plan.array, plan.record, &mut now)?;
         let marked = |list: &[u32], link| list.contains(&link);
-        let holds = now
-            .iter()
-            .filter(|&&link| link & TREE != 0)
-            .all(|&link| marked(&plan.list, link));
+        let holds =
+            now.iter().filter(|&&link| link & TREE != 0).all(|&link| marked(&plan.list, link));
         let list = if holds {
             plan.list.clone()
         } else {
             let (mut scratch, mut pruner) = (index.scratch(), Pruner::default());
-            merge(
-                index,
-                plan.node,
-                plan.array,
-                &now,
-                &plan.sources,
-                &mut scratch,
-                &mut pruner,
-            )?
+            merge(index, plan.node, plan.array, &now, &plan.sources, &mut scratch, &mut pruner)?
         };
         let mut change = Change::default();
         let array = index.rows.array(plan.array)?;
@@ -675,15 +591,9 @@ impl<S: PageStore> Hnsw<S> {
         };
         let (mut old, mut new) = (Vec::new(), Vec::new());
         self.rows.row(id, &mut old)?;
-        self.rows
-            .space
-            .encode(&slice(vectors.row(row as usize)), &mut new);
+        self.rows.space.encode(&slice(vectors.row(row as usize)), &mut new);
         let node = self.rows.node(id)?;
-        let owner = if node.is(State::Twin) {
-            node.owner.get()
-        } else {
-            id
-        };
+        let owner = if node.is(State::Twin) { node.owner.get() } else { id };
         Ok((old == new).then_some(owner))
     }
 
@@ -694,10 +604,8 @@ impl<S: PageStore> Hnsw<S> {
                 0 => (LINKS, staged.id),
                 level => (UPPER, staged.upper + level as u32 - 1),
             };
-            let list: Vec<u32> = list
-                .iter()
-                .map(|c| if c.tree { c.id | TREE } else { c.id })
-                .collect();
+            let list: Vec<u32> =
+                list.iter().map(|c| if c.tree { c.id | TREE } else { c.id }).collect();
             let bytes = links::encode(&list, self.width(level as u8));
             let mut change = Change::default();
             change.put_record(self.rows.array(array)?, record, &bytes)?;
@@ -758,11 +666,7 @@ impl<S: PageStore> Hnsw<S> {
         node.twin = head.twin;
         head.twin = id.into();
         let mut change = Change::default();
-        change.put_record(
-            self.rows.array(NODES)?,
-            owner,
-            zerocopy::IntoBytes::as_bytes(&head),
-        )?;
+        change.put_record(self.rows.array(NODES)?, owner, zerocopy::IntoBytes::as_bytes(&head))?;
         self.rows.birth(change, id, node, replaces, |_| ())?;
         Ok(owner)
     }

@@ -51,7 +51,7 @@ const MAX_LEVEL: u8 = 30;
 /// ```
 pub struct Hnsw<S: PageStore = MemStore> {
     rows: Rows<S>,
-    scratches: Mutex<Vec<Box<Scratch>>>,
+    scratches: Mutex<Vec<Scratch>>,
 }
 
 impl Hnsw {
@@ -81,10 +81,7 @@ impl<S: PageStore> Hnsw<S> {
     pub(crate) fn from_rows(rows: Rows<S>) -> Result<Hnsw<S>> {
         let kind = rows.meta.kind();
         if kind != Kind::Hnsw {
-            return Err(Error::Kind {
-                got: kind.to_string(),
-                want: Kind::Hnsw.to_string(),
-            });
+            return Err(Error::Kind { got: kind.to_string(), want: Kind::Hnsw.to_string() });
         }
         let m = rows.meta.m.get() as usize;
         let strides = [(LINKS, 8 * m), (UPPER, 4 * m)];
@@ -94,10 +91,7 @@ impl<S: PageStore> Hnsw<S> {
         if !(2..=256).contains(&m) || !strides.iter().all(right) {
             return Err(Error::corrupt(0, format!("m = {m}")));
         }
-        Ok(Hnsw {
-            rows,
-            scratches: Mutex::default(),
-        })
+        Ok(Hnsw { rows, scratches: Mutex::default() })
     }
 
     /// The store that the index lives in.
@@ -142,15 +136,9 @@ impl<S: PageStore> Hnsw<S> {
 
     /// Borrows a scratch; it goes back by itself.
     fn scratch(&self) -> Borrowed<'_> {
-        let mut free = self
-            .scratches
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.scratches.lock().unwrap_or_else(PoisonError::into_inner);
         let scratch = free.pop().unwrap_or_default();
-        Borrowed {
-            scratch,
-            home: &self.scratches,
-        }
+        Borrowed { scratch, home: &self.scratches }
     }
 
     fn insert<T: Element>(
@@ -166,9 +154,7 @@ impl<S: PageStore> Hnsw<S> {
             if let Some(progress) = &mut options.progress
                 && !progress(insertion.done(), total)
             {
-                return Err(Error::Cancelled {
-                    added: insertion.done(),
-                });
+                return Err(Error::Cancelled { added: insertion.done() });
             }
             match insertion.needs_write() {
                 true => insertion.write_step(self)?,
@@ -192,41 +178,28 @@ impl<S: PageStore> Hnsw<S> {
         plan: &Plan<'_>,
     ) -> Result<(Vec<Hit>, Cost)> {
         let scratch = &mut *self.scratch();
-        self.rows
-            .space
-            .query(query, row, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.space.query(query, row, &mut scratch.row, &mut scratch.probe)?;
         if let Some(ids) = &plan.exact {
-            let cost = Cost {
-                hops: 0,
-                distances: ids.len() as u64,
-            };
+            let cost = Cost { hops: 0, distances: ids.len() as u64 };
             return Ok((self.scan(scratch, ids, options.k, f32::INFINITY)?, cost));
         }
         let (ef, radius) = (options.pool_size(), f32::NEG_INFINITY);
         let cost = self.search_pool(scratch, &plan.matcher, ef, radius, false)?;
-        Ok((
-            self.hits(scratch.pool.admitted(), &plan.matcher, options.k)?,
-            cost,
-        ))
+        Ok((self.hits(scratch.pool.admitted(), &plan.matcher, options.k)?, cost))
     }
 
     /// The nearest of a list of slots, each on its own account (twins are slots like others here).
     fn scan(&self, scratch: &Scratch, ids: &[u32], k: usize, radius: f32) -> Result<Vec<Hit>> {
         let found = nearest(&self.rows, &scratch.probe, ids.iter().copied(), k, radius)?;
-        let hit = |(distance, id)| {
-            Ok(Hit {
-                key: self.rows.node(id)?.key.get(),
-                distance,
-            })
-        };
+        let hit = |(distance, id)| Ok(Hit { key: self.rows.node(id)?.key.get(), distance });
         found.into_iter().map(hit).collect()
     }
 }
 
 /// A scratch on loan.
 struct Borrowed<'a> {
-    scratch: Box<Scratch>,
-    home: &'a Mutex<Vec<Box<Scratch>>>,
+    scratch: Scratch,
+    home: &'a Mutex<Vec<Scratch>>,
 }
 
 impl std::ops::Deref for Borrowed<'_> {
@@ -325,8 +298,7 @@ impl<S: PageStore> Index for Hnsw<S> {
             check_rows(&self.rows.space, &queries)?;
             let search = |row| {
                 let query = slice(queries.row(row));
-                self.search_planned(&query, row, options, &plan)
-                    .map(|(hits, _)| hits)
+                self.search_planned(&query, row, options, &plan).map(|(hits, _)| hits)
             };
             (0..queries.nrows()).into_par_iter().map(search).collect()
         })
@@ -342,39 +314,25 @@ impl<S: PageStore> Index for Hnsw<S> {
         check_radius(radius)?;
         let plan = self.rows.plan(options.filter, options.pool_size())?;
         let scratch = &mut *self.scratch();
-        self.rows
-            .space
-            .query(query, 0, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.space.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         if let Some(ids) = &plan.exact {
             return self.scan(scratch, ids, usize::MAX, radius);
         }
         self.search_pool(scratch, &plan.matcher, options.pool_size(), radius, false)?;
-        let within = scratch
-            .pool
-            .admitted()
-            .take_while(|&(distance, _)| distance <= radius);
+        let within = scratch.pool.admitted().take_while(|&(distance, _)| distance <= radius);
         self.hits(within, &plan.matcher, usize::MAX)
     }
 
     fn cursor<T: Element>(&self, query: &[T], ef: usize) -> Result<Cursor> {
         Search::new(1).ef(ef).check()?;
         let mut scratch = Box::<Scratch>::default();
-        self.rows
-            .space
-            .query(query, 0, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.space.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         scratch.pool.reset(ef, f32::NEG_INFINITY, true);
-        Ok(Cursor::new(
-            self.rows.meta.changes.get(),
-            CursorState::Graph(scratch, false),
-        ))
+        Ok(Cursor::new(self.rows.meta.changes.get(), CursorState::Graph(scratch, false)))
     }
 
     fn resume(&self, cursor: &mut Cursor, n: usize, filter: Filter<'_>) -> Result<Vec<Hit>> {
-        let Cursor {
-            changes,
-            ready,
-            state,
-        } = cursor;
+        let Cursor { changes, ready, state } = cursor;
         let CursorState::Graph(scratch, started) = state else {
             return Err(Error::Changed);
         };

@@ -30,23 +30,11 @@ impl<'a> Plain<'a> {
             index.rows.row(id, &mut row)?;
             vectors.extend_from_slice(&row);
             index.rows.record(LINKS, id, |bytes| {
-                links.extend(
-                    bytes
-                        .as_chunks::<4>()
-                        .0
-                        .iter()
-                        .map(|&link| u32::from_le_bytes(link)),
-                );
+                links.extend(bytes.as_chunks::<4>().0.iter().map(|&link| u32::from_le_bytes(link)));
             })?;
         }
         let start = entry(&index.rows)?.map_or(0, |(id, _)| id);
-        Ok(Plain {
-            space: &index.rows.space,
-            vectors,
-            links,
-            width: index.width(0),
-            start,
-        })
+        Ok(Plain { space: &index.rows.space, vectors, links, width: index.width(0), start })
     }
 
     /// Searches from the entry point; returns the sum of the distances found.
@@ -55,18 +43,13 @@ impl<'a> Plain<'a> {
     /// As [`crate::Index::search`].
     pub fn search<T: Element>(&self, query: &[T], ef: usize, work: &mut Work) -> Result<f32> {
         let scratch = &mut work.0;
-        self.space
-            .query(query, 0, &mut scratch.row, &mut scratch.probe)?;
+        self.space.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         scratch.pool.reset(ef, f32::NEG_INFINITY, false);
-        scratch
-            .visited
-            .reset((self.links.len() / self.width) as u32);
+        scratch.visited.reset((self.links.len() / self.width) as u32);
         fresh(&mut scratch.visited, self.start)?;
         let stride = self.space.stride();
         let row = &self.vectors[self.start as usize * stride..][..stride];
-        scratch
-            .pool
-            .insert(self.space.distance(&scratch.probe, row), self.start, true);
+        scratch.pool.insert(self.space.distance(&scratch.probe, row), self.start, true);
         scratch.best_first(
             |id, visited, batch, probe, next| {
                 if let Some(next) = next {
@@ -109,9 +92,7 @@ impl<S: PageStore> Hnsw<S> {
         work: &mut Work,
     ) -> Result<f32> {
         let scratch = &mut work.0;
-        self.rows
-            .space
-            .query(query, 0, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.space.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         scratch.pool.reset(ef, f32::NEG_INFINITY, false);
         let start = entry(&self.rows)?.map_or(0, |(id, _)| id);
         search_level(&self.rows, scratch, start, 0, &mut |_| Ok(true))?;

@@ -27,6 +27,14 @@ use super::search::place;
 /// Lists that are computed before any of them is written.
 const BLOCK: u32 = 1 << 14;
 
+/// A list that was chosen anew, and where it belongs.
+struct Mended {
+    array: usize,
+    record: u32,
+    level: u8,
+    list: Vec<u32>,
+}
+
 impl<S: PageStore> Hnsw<S> {
     /// Whether so many vectors are tombstones that searches and space suffer.
     pub(super) fn sweep_is_due(&self) -> bool {
@@ -146,11 +154,8 @@ impl<S: PageStore> Hnsw<S> {
         let width = self.width(0);
         let mut list = Vec::new();
         links::read(&self.rows, LINKS, id, &mut list)?;
-        let marked: Vec<u32> = list
-            .iter()
-            .filter(|&&l| l & TREE != 0)
-            .map(|&l| target(l))
-            .collect();
+        let marked: Vec<u32> =
+            list.iter().filter(|&&l| l & TREE != 0).map(|&l| target(l)).collect();
         for pair in marked.windows(2) {
             let a = counts.claim(&self.rows, std::iter::once(pair[0]), width, Some(id))?;
             let b = counts.claim(&self.rows, std::iter::once(pair[1]), width, Some(id))?;
@@ -194,7 +199,7 @@ impl<S: PageStore> Hnsw<S> {
     fn mend_lists(&mut self, first: u32, dead: &HashSet<u32>) -> Result<()> {
         let last = self.rows.slots().min(first.saturating_add(BLOCK));
         let index = &*self;
-        let mended: Result<Vec<Vec<(usize, u32, u8, Vec<u32>)>>> = (first..last)
+        let mended: Result<Vec<Vec<Mended>>> = (first..last)
             .into_par_iter()
             .map_init(
                 || (index.scratch(), Pruner::default()),
@@ -205,7 +210,7 @@ impl<S: PageStore> Hnsw<S> {
                         for level in 0..=node.level {
                             if let Some(list) = index.mend_list(id, level, dead, scratch, pruner)? {
                                 let (array, record) = place(&index.rows, id, level)?;
-                                lists.push((array, record, level, list));
+                                lists.push(Mended { array, record, level, list });
                             }
                         }
                     }
@@ -213,7 +218,7 @@ impl<S: PageStore> Hnsw<S> {
                 },
             )
             .collect();
-        for (array, record, level, list) in mended?.into_iter().flatten() {
+        for Mended { array, record, level, list } in mended?.into_iter().flatten() {
             let mut change = Change::default();
             let bytes = links::encode(&list, self.width(level));
             change.put_record(self.rows.array(array)?, record, &bytes)?;
@@ -237,11 +242,8 @@ impl<S: PageStore> Hnsw<S> {
         if !list.iter().any(|&link| dead.contains(&target(link))) {
             return Ok(None);
         }
-        let marked: HashSet<u32> = list
-            .iter()
-            .filter(|&&link| link & TREE != 0)
-            .map(|&link| target(link))
-            .collect();
+        let marked: HashSet<u32> =
+            list.iter().filter(|&&link| link & TREE != 0).map(|&link| target(link)).collect();
         // What is reached through dead nodes only, two of them in a row at most.
         let mut names: HashSet<u32> = HashSet::new();
         let mut gone: Vec<u32> = Vec::new();
@@ -273,27 +275,15 @@ impl<S: PageStore> Hnsw<S> {
         let mut ids: Vec<u32> = names.into_iter().collect();
         ids.sort_unstable();
         let max_norm = self.rows.meta.max_norm.get();
-        self.rows.row(id, &mut scratch.row)?;
-        self.rows
-            .space
-            .link_probe(&scratch.row, max_norm, &mut scratch.probe);
+        self.rows.link_probe(id, max_norm, &mut scratch.row, &mut scratch.probe)?;
         scratch.batch.ids.clone_from(&ids);
         scratch.batch.score(&self.rows, &scratch.probe)?;
         let scored = ids.iter().zip(&scratch.batch.distances);
         let mut candidates: Vec<Candidate> = scored
-            .map(|(&id, &distance)| Candidate {
-                distance,
-                id,
-                tree: marked.contains(&id),
-            })
+            .map(|(&id, &distance)| Candidate { distance, id, tree: marked.contains(&id) })
             .collect();
         candidates.sort_unstable_by(Candidate::order);
         pruner.select(&self.rows, max_norm, &mut candidates, self.width(level))?;
-        Ok(Some(
-            candidates
-                .iter()
-                .map(|c| if c.tree { c.id | TREE } else { c.id })
-                .collect(),
-        ))
+        Ok(Some(candidates.iter().map(|c| if c.tree { c.id | TREE } else { c.id }).collect()))
     }
 }

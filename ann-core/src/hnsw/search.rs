@@ -56,18 +56,11 @@ pub(super) fn descend<S: PageStore>(
         loop {
             let (array, record) = place(rows, id, level)?;
             links::read(rows, array, record, &mut batch.ids)?;
-            batch
-                .ids
-                .iter_mut()
-                .for_each(|link| *link = links::target(*link));
+            batch.ids.iter_mut().for_each(|link| *link = links::target(*link));
             batch.score(rows, probe)?;
             cost.hops += 1;
             cost.distances += batch.ids.len() as u64;
-            let best = batch
-                .distances
-                .iter()
-                .zip(&batch.ids)
-                .min_by(|a, b| a.0.total_cmp(b.0));
+            let best = batch.distances.iter().zip(&batch.ids).min_by(|a, b| a.0.total_cmp(b.0));
             match best {
                 Some((&distance, &next)) if distance < nearest => (nearest, id) = (distance, next),
                 _ => break,

@@ -78,11 +78,7 @@ impl<S: PageStore> Hnsw<S> {
                 continue;
             }
             links::read(rows, LINKS, id, &mut list)?;
-            stack.extend(
-                list.iter()
-                    .filter(|&&link| link & TREE != 0)
-                    .map(|&link| target(link)),
-            );
+            stack.extend(list.iter().filter(|&&link| link & TREE != 0).map(|&link| target(link)));
         }
         for id in 0..rows.slots() {
             let node = rows.node(id)?;

@@ -73,10 +73,7 @@ load!(U8: __m256i, Ending<16>, 1, 16, false,
 #[inline]
 #[target_feature(enable = "avx2")]
 fn last(count: usize) -> __m256i {
-    _mm256_cmpgt_epi32(
-        _mm256_set1_epi32(count as i32),
-        _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0),
-    )
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0))
 }
 
 impl Sum for __m256 {
@@ -118,10 +115,7 @@ impl Sum for __m256 {
         let (ab, cd) = (halves(a, b), halves(c, d));
         let pairs = _mm256_add_ps(_mm256_unpacklo_ps(ab, cd), _mm256_unpackhi_ps(ab, cd));
         let ac_bd = _mm256_add_ps(pairs, _mm256_permute_ps::<0b01_00_11_10>(pairs));
-        let (ac, bd) = (
-            _mm256_castps256_ps128(ac_bd),
-            _mm256_extractf128_ps::<1>(ac_bd),
-        );
+        let (ac, bd) = (_mm256_castps256_ps128(ac_bd), _mm256_extractf128_ps::<1>(ac_bd));
         // SAFETY: four floats are as large as the vector, and all bits are valid in both.
         unsafe { transmute(_mm_unpacklo_ps(ac, bd)) }
     }
@@ -157,18 +151,10 @@ impl Sum for __m256i {
     #[target_feature(enable = "avx2")]
     unsafe fn totals([a, b, c, d]: [__m256i; 4], signed: bool) -> [f32; 4] {
         let quads = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-        let sums = _mm_add_epi32(
-            _mm256_castsi256_si128(quads),
-            _mm256_extracti128_si256::<1>(quads),
-        );
+        let sums =
+            _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256::<1>(quads));
         // SAFETY: four integers are as large as the vector, and all bits are valid in both.
         let sums: [i32; 4] = unsafe { transmute(sums) };
-        sums.map(|sum| {
-            if signed {
-                sum as f32
-            } else {
-                sum as u32 as f32
-            }
-        })
+        sums.map(|sum| if signed { sum as f32 } else { sum as u32 as f32 })
     }
 }

@@ -97,10 +97,7 @@ impl Sum for __m512 {
     unsafe fn totals([a, b, c, d]: [__m512; 4], _: bool) -> [f32; 4] {
         // Blocks of four lanes: 0 + 2 and 1 + 3 of two rows in one vector, then one block each of four rows.
         let halves = |a, b| {
-            _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x44>(a, b),
-                _mm512_shuffle_f32x4::<0xee>(a, b),
-            )
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
         };
         let (ab, cd) = (halves(a, b), halves(c, d));
         let abcd = _mm512_add_ps(
@@ -146,10 +143,7 @@ impl Sum for __m512i {
     unsafe fn totals([a, b, c, d]: [__m512i; 4], signed: bool) -> [f32; 4] {
         // As for floats.
         let halves = |a, b| {
-            _mm512_add_epi32(
-                _mm512_shuffle_i32x4::<0x44>(a, b),
-                _mm512_shuffle_i32x4::<0xee>(a, b),
-            )
+            _mm512_add_epi32(_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b))
         };
         let (ab, cd) = (halves(a, b), halves(c, d));
         let abcd = _mm512_add_epi32(
@@ -158,11 +152,7 @@ impl Sum for __m512i {
         );
         let pairs = _mm512_add_epi32(abcd, _mm512_shuffle_epi32::<0b01_00_11_10>(abcd));
         let sums = _mm512_add_epi32(pairs, _mm512_shuffle_epi32::<0b10_11_00_01>(pairs));
-        let floats = if signed {
-            _mm512_cvtepi32_ps(sums)
-        } else {
-            _mm512_cvtepu32_ps(sums)
-        };
+        let floats = if signed { _mm512_cvtepi32_ps(sums) } else { _mm512_cvtepu32_ps(sums) };
         let first_of_each = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, floats));
         // SAFETY: four floats are as large as the vector, and all bits are valid in both.
         unsafe { std::mem::transmute(first_of_each) }

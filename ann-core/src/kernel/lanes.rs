@@ -62,10 +62,7 @@ impl<const N: usize> Ending<N> {
     pub(super) fn new(row_bytes: usize) -> Ending<N> {
         const WINDOW: [[u8; 16]; 2] = [[0; 16], [!0; 16]];
         let (masks, _) = WINDOW.as_flattened()[16 - N + row_bytes % N..].as_chunks();
-        Ending {
-            mask: masks[0],
-            short: (row_bytes < N).then_some(row_bytes),
-        }
+        Ending { mask: masks[0], short: (row_bytes < N).then_some(row_bytes) }
     }
 
     /// Zeros, then the last bytes before `end`.
@@ -106,10 +103,7 @@ where
     let count = row_bytes / R::SIZE;
     // SAFETY: the caller's.
     let tail = || unsafe { (Q::tail_of(count), R::tail_of(count)) };
-    Shape {
-        count,
-        tail: (!count.is_multiple_of(R::WIDTH)).then(tail),
-    }
+    Shape { count, tail: (!count.is_multiple_of(R::WIDTH)).then(tail) }
 }
 
 /// Sums over `K` rows, not yet totalled over the lanes.
@@ -131,11 +125,7 @@ where
     unsafe {
         let step = |sums: &mut [R::Vector; K], q: R::Vector, rs: [R::Vector; K]| {
             for (sum, r) in sums.iter_mut().zip(rs) {
-                *sum = if L2SQ {
-                    sum.add_squares(q, r)
-                } else {
-                    sum.add_products(q, r)
-                };
+                *sum = if L2SQ { sum.add_squares(q, r) } else { sum.add_products(q, r) };
             }
         };
         let full = |sums: &mut [R::Vector; K], at: usize| {
@@ -155,11 +145,7 @@ where
         }
         if let Some((q_tail, r_tail)) = shape.tail {
             let q = Q::tail(query.add(count * Q::SIZE), q_tail);
-            step(
-                &mut odd,
-                q,
-                rows.map(|row| R::tail(row.add(count * R::SIZE), r_tail)),
-            );
+            step(&mut odd, q, rows.map(|row| R::tail(row.add(count * R::SIZE), r_tail)));
         }
         for (even, odd) in even.iter_mut().zip(odd) {
             *even = even.add(odd);
@@ -243,10 +229,7 @@ macro_rules! functions {
         }
 
         fn of<Q: Load<Vector = R::Vector>, R: Load, const L2SQ: bool>() -> Functions {
-            Functions {
-                rows: rows::<Q, R, L2SQ>,
-                one: one::<Q, R, L2SQ>,
-            }
+            Functions { rows: rows::<Q, R, L2SQ>, one: one::<Q, R, L2SQ> }
         }
 
         #[target_feature(enable = $features)]

@@ -90,9 +90,8 @@ impl Kernel {
     /// # Panics
     /// If `dim` is larger than [`MAX_DIM`]: integer sums could overflow.
     pub fn new(dtype: DType, op: Op, dim: usize) -> Kernel {
-        let found = by_speed(dtype)
-            .into_iter()
-            .find_map(|isa| Kernel::with_isa(dtype, op, dim, isa));
+        let found =
+            by_speed(dtype).into_iter().find_map(|isa| Kernel::with_isa(dtype, op, dim, isa));
         found.expect("the scalar kernels run everywhere")
     }
 
@@ -101,10 +100,7 @@ impl Kernel {
     /// # Panics
     /// If `dim` is larger than [`MAX_DIM`]: integer sums could overflow.
     pub fn with_isa(dtype: DType, op: Op, dim: usize, isa: Isa) -> Option<Kernel> {
-        assert!(
-            dim <= MAX_DIM,
-            "dimension {dim} is not allowed: at most {MAX_DIM}"
-        );
+        assert!(dim <= MAX_DIM, "dimension {dim} is not allowed: at most {MAX_DIM}");
         let functions = match isa {
             Isa::Scalar => Some(scalar::functions(dtype, op)),
             Isa::Simsimd => simsimd::functions(dtype, op),
@@ -116,12 +112,7 @@ impl Kernel {
             Isa::Neon => Some(neon::functions(dtype, op)),
             _ => None,
         }?;
-        Some(Kernel {
-            functions,
-            dtype,
-            isa,
-            dim,
-        })
+        Some(Kernel { functions, dtype, isa, dim })
     }
 
     /// The instruction set in use.
@@ -181,11 +172,7 @@ impl Kernel {
     pub fn part(&self, query: &Query, start: usize, piece: &[u8]) -> f32 {
         let size = self.dtype.size();
         let count = piece.len() / size;
-        assert!(
-            piece.len().is_multiple_of(size),
-            "{} bytes are no whole elements",
-            piece.len()
-        );
+        assert!(piece.len().is_multiple_of(size), "{} bytes are no whole elements", piece.len());
         assert!(
             count <= self.dim && start <= self.dim - count,
             "the piece runs past the row's end"
@@ -210,10 +197,7 @@ trait Single {
 
     /// The entry points.
     fn functions() -> Functions {
-        Functions {
-            rows: each::<Self>,
-            one: Self::one,
-        }
+        Functions { rows: each::<Self>, one: Self::one }
     }
 }
 
@@ -243,9 +227,7 @@ fn within(base: &[u8], row_bytes: usize, offsets: &[u64]) -> bool {
         return offsets.is_empty();
     };
     let last = last as u64;
-    let bits = offsets
-        .iter()
-        .fold(0, |bits, &offset| bits | offset | last.wrapping_sub(offset));
+    let bits = offsets.iter().fold(0, |bits, &offset| bits | offset | last.wrapping_sub(offset));
     bits >> 63 == 0
 }
 
@@ -253,12 +235,8 @@ fn within(base: &[u8], row_bytes: usize, offsets: &[u64]) -> bool {
 #[inline]
 pub fn prefetch(base: &[u8], offset: u64, len: usize) {
     const LINE: usize = 64;
-    let start = usize::try_from(offset)
-        .unwrap_or(usize::MAX)
-        .min(base.len());
-    let end = base
-        .as_ptr()
-        .wrapping_add(start.saturating_add(len).min(base.len()));
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(base.len());
+    let end = base.as_ptr().wrapping_add(start.saturating_add(len).min(base.len()));
     let mut at = base.as_ptr().wrapping_add(start);
     while at < end {
         touch(at);

@@ -128,11 +128,8 @@ impl Sum for int32x4_t {
     #[target_feature(enable = "neon")]
     unsafe fn totals([a, b, c, d]: [int32x4_t; 4], signed: bool) -> [f32; 4] {
         let sums = vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
-        let floats = if signed {
-            vcvtq_f32_s32(sums)
-        } else {
-            vcvtq_f32_u32(vreinterpretq_u32_s32(sums))
-        };
+        let floats =
+            if signed { vcvtq_f32_s32(sums) } else { vcvtq_f32_u32(vreinterpretq_u32_s32(sums)) };
         // SAFETY: four floats are as large as the vector, and all bits are valid in both.
         unsafe { transmute(floats) }
     }

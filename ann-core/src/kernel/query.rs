@@ -32,8 +32,7 @@ impl Query {
         let dim = row.len() / dtype.size();
         let len = dim * Query::element_size(dtype);
         self.of = Some((dtype, dim));
-        self.lines
-            .resize(len.div_ceil(size_of::<Line>()), Line([0; 64]));
+        self.lines.resize(len.div_ceil(size_of::<Line>()), Line([0; 64]));
         let bytes = &mut self.lines.as_mut_slice().as_mut_bytes()[..len];
         match dtype {
             DType::F16 => widen(row, bytes),
@@ -46,11 +45,7 @@ impl Query {
     /// # Panics
     /// If this is not a query of `dim` elements of `dtype`.
     pub(super) fn elements(&self, dtype: DType, dim: usize) -> &[u8] {
-        assert_eq!(
-            self.of,
-            Some((dtype, dim)),
-            "the query was prepared for another kernel"
-        );
+        assert_eq!(self.of, Some((dtype, dim)), "the query was prepared for another kernel");
         &self.lines.as_bytes()[..dim * Query::element_size(dtype)]
     }
 }

@@ -78,15 +78,7 @@ fn floats<const L2SQ: bool, const SIZE: usize>(
 fn integers<const L2SQ: bool>(query: &[u8], row: &[u8], read: impl Fn(u8) -> i32) -> f32 {
     let piece = |(query, row): (&[u8], &[u8])| {
         let pairs = query.iter().zip(row).map(|(&q, &r)| (read(q), read(r)));
-        i64::from(
-            pairs
-                .map(|(q, r)| if L2SQ { (q - r) * (q - r) } else { q * r })
-                .sum::<i32>(),
-        )
+        i64::from(pairs.map(|(q, r)| if L2SQ { (q - r) * (q - r) } else { q * r }).sum::<i32>())
     };
-    query
-        .chunks(4096)
-        .zip(row.chunks(4096))
-        .map(piece)
-        .sum::<i64>() as f32
+    query.chunks(4096).zip(row.chunks(4096)).map(piece).sum::<i64>() as f32
 }

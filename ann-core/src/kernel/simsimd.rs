@@ -34,9 +34,7 @@ where
     fn one(query: &[u8], row: &[u8]) -> f32 {
         let len = PIECE * size_of::<T>();
         let pieces = query.chunks(len).zip(row.chunks(len));
-        pieces
-            .map(|(query, row)| piece::<T, L2SQ>(query, row))
-            .sum::<f64>() as f32
+        pieces.map(|(query, row)| piece::<T, L2SQ>(query, row)).sum::<f64>() as f32
     }
 }
 
@@ -46,11 +44,7 @@ where
 {
     let score = |row| {
         let query = <[T]>::ref_from_bytes(query).ok()?;
-        if L2SQ {
-            T::l2sq(query, row)
-        } else {
-            T::dot(query, row)
-        }
+        if L2SQ { T::l2sq(query, row) } else { T::dot(query, row) }
     };
     let sum = match <[T]>::ref_from_bytes(row) {
         Ok(row) => score(row),

@@ -12,10 +12,7 @@ const DIMS: [usize; 6] = [784, 1536, 4096, 4097, 16_000, MAX_DIM];
 
 /// All kernels that this machine has.
 fn kernels(dtype: DType, op: Op, dim: usize) -> Vec<Kernel> {
-    by_speed(dtype)
-        .into_iter()
-        .filter_map(|isa| Kernel::with_isa(dtype, op, dim, isa))
-        .collect()
+    by_speed(dtype).into_iter().filter_map(|isa| Kernel::with_isa(dtype, op, dim, isa)).collect()
 }
 
 /// A small generator, so that a row of 65,536 elements is one number to proptest.
@@ -23,10 +20,8 @@ struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.0 >> 33
     }
 
@@ -52,10 +47,7 @@ impl Random {
 
 fn values(dtype: DType, bytes: &[u8]) -> Vec<f64> {
     fn widened<T: Element>(bytes: &[u8]) -> Vec<f64> {
-        T::from_bytes(bytes)
-            .into_iter()
-            .map(|value| f64::from(value.to_f32()))
-            .collect()
+        T::from_bytes(bytes).into_iter().map(|value| f64::from(value.to_f32())).collect()
     }
     match dtype {
         DType::F32 => widened::<f32>(bytes),
@@ -72,9 +64,7 @@ fn exact(dtype: DType, op: Op, a: &[u8], b: &[u8]) -> (f64, f64) {
         Op::Dot => a * b,
         Op::L2sq => (a - b) * (a - b),
     });
-    terms.fold((0.0, 0.0), |(sum, size), term| {
-        (sum + term, size + term.abs())
-    })
+    terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
 }
 
 /// Bytes must be right to the last bit of an f32; floats to the rounding of a sum.
@@ -116,14 +106,9 @@ fn check(dtype: DType, op: Op, dim: usize, seed: u64) {
     let random = &mut Random(seed);
     let (base, offsets) = unaligned_rows(random, dtype, dim, 11);
     let query_row = random.elements(dtype, dim);
-    let rows: Vec<&[u8]> = offsets
-        .iter()
-        .map(|&at| &base[at as usize..][..dim * dtype.size()])
-        .collect();
-    let sums: Vec<_> = rows
-        .iter()
-        .map(|row| exact(dtype, op, &query_row, row))
-        .collect();
+    let rows: Vec<&[u8]> =
+        offsets.iter().map(|&at| &base[at as usize..][..dim * dtype.size()]).collect();
+    let sums: Vec<_> = rows.iter().map(|row| exact(dtype, op, &query_row, row)).collect();
     for kernel in kernels(dtype, op, dim) {
         let query = prepared(&kernel, &query_row);
         let singles: Vec<f32> = rows.iter().map(|row| kernel.one(&query, row)).collect();
@@ -202,10 +187,7 @@ proptest! {
 #[test]
 fn sums_are_right_at_long_lengths() {
     for dim in DIMS {
-        for (dtype, op) in DTYPES
-            .into_iter()
-            .flat_map(|dtype| OPS.map(|op| (dtype, op)))
-        {
+        for (dtype, op) in DTYPES.into_iter().flat_map(|dtype| OPS.map(|op| (dtype, op))) {
             check(dtype, op, dim, dim as u64);
         }
     }
@@ -246,9 +228,7 @@ fn f16_query_widens_every_value() {
     let query = prepared(&kernel, &row);
     let wide = f32::from_bytes(query.elements(DType::F16, finite.len()));
     assert!(
-        wide.iter()
-            .zip(&finite)
-            .all(|(wide, value)| wide.to_bits() == value.to_f32().to_bits())
+        wide.iter().zip(&finite).all(|(wide, value)| wide.to_bits() == value.to_f32().to_bits())
     );
 }
 

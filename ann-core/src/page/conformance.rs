@@ -30,20 +30,14 @@ pub fn durable<S: PageStore>(make: impl Fn() -> S, reopen: impl Fn(S) -> S) {
         ok(store.flush());
         let before = contents(&store);
         store = reopen(store);
-        assert!(
-            contents(&store) == before,
-            "pages differ after flush and reopen, round {round}"
-        );
+        assert!(contents(&store) == before, "pages differ after flush and reopen, round {round}");
     }
     for seed in 2..5 {
         behaves_as_plain_memory(&mut store, seed);
         ok(store.flush());
         let before = contents(&store);
         store = reopen(store);
-        assert!(
-            contents(&store) == before,
-            "pages differ after flush and reopen, seed {seed}"
-        );
+        assert!(contents(&store) == before, "pages differ after flush and reopen, seed {seed}");
     }
 }
 
@@ -51,17 +45,11 @@ fn new_pages_are_zero<S: PageStore>(store: &mut S) {
     for pages in [1, 1, 7, 0, 100] {
         let before = store.page_count();
         grow(store, pages);
-        assert!(
-            store.page_count() >= before + pages,
-            "grow made too few pages"
-        );
+        assert!(store.page_count() >= before + pages, "grow made too few pages");
         for page in before..store.page_count() {
             let body = body(store, PageId(page));
             assert_eq!(body.len(), store.page_size() - HEADER, "a body's length");
-            assert!(
-                body.iter().all(|&byte| byte == 0),
-                "new page {page} is not zero"
-            );
+            assert!(body.iter().all(|&byte| byte == 0), "new page {page} is not zero");
             put(store, PageId(page), 0, &[0xff; 64]);
         }
     }
@@ -75,22 +63,12 @@ fn a_write_is_read_back<S: PageStore>(store: &mut S) {
     let end = store.page_size() - HEADER;
     let all: Vec<u8> = (0..end).map(|i| (i % 251) as u8).collect();
     put(store, page, 0, &all);
-    assert!(
-        body(store, page) == all,
-        "a whole page differs when read back"
-    );
+    assert!(body(store, page) == all, "a whole page differs when read back");
     put(store, page, end - 3, &[1, 2, 3]);
     put(store, page, end, &[]);
-    assert_eq!(
-        body(store, page)[end - 4..],
-        [all[end - 4], 1, 2, 3],
-        "a page's last bytes"
-    );
+    assert_eq!(body(store, page)[end - 4..], [all[end - 4], 1, 2, 3], "a page's last bytes");
     let next = body(store, PageId(page.0 + 1));
-    assert!(
-        next.iter().all(|&byte| byte == 0),
-        "the page after the one written changed"
-    );
+    assert!(next.iter().all(|&byte| byte == 0), "the page after the one written changed");
     let answer = ok(store.write(&[], |_| Ok(42)));
     assert_eq!(answer, 42, "what a write answers");
 }
@@ -121,11 +99,7 @@ fn changes_are_made_in_order<S: PageStore>(store: &mut S) {
         pages.put(0, 4, &[2; 8])?;
         pages.put(0, 6, &[3; 1])
     }));
-    assert_eq!(
-        body(store, page)[..12],
-        [1, 1, 1, 1, 2, 2, 3, 2, 2, 2, 2, 2],
-        "overlapping puts"
-    );
+    assert_eq!(body(store, page)[..12], [1, 1, 1, 1, 2, 2, 3, 2, 2, 2, 2, 2], "overlapping puts");
 }
 
 fn an_error_changes_nothing<S: PageStore>(store: &mut S) {
@@ -134,62 +108,32 @@ fn an_error_changes_nothing<S: PageStore>(store: &mut S) {
     put(store, page, 0, &[7; 20]);
     let before = contents(store);
     let end = store.page_size() - HEADER;
-    for (offset, len) in [
-        (end, 1),
-        (end - 1, 2),
-        (end + 1, 0),
-        (usize::MAX, 1),
-        (0, end + 1),
-    ] {
+    for (offset, len) in [(end, 1), (end - 1, 2), (end + 1, 0), (usize::MAX, 1), (0, end + 1)] {
         let bytes = vec![9; len];
         let done = store.write(&[page, other], |pages| {
             pages.put(1, 0, &[9; 20])?;
             pages.put(0, offset, &bytes)
         });
-        assert!(
-            matches!(done, Err(Error::Corrupt { .. })),
-            "put at {offset}..+{len}: {done:?}"
-        );
-        assert!(
-            contents(store) == before,
-            "a write that failed changed a page"
-        );
+        assert!(matches!(done, Err(Error::Corrupt { .. })), "put at {offset}..+{len}: {done:?}");
+        assert!(contents(store) == before, "a write that failed changed a page");
     }
     let done = store.write(&[page, other], |pages| {
         pages.put(0, 0, &[9; 20])?;
         pages.put(1, 0, &[9; 20])?;
         Err::<(), _>(Error::Changed)
     });
-    assert!(
-        matches!(done, Err(Error::Changed)),
-        "the caller's own error came back as {done:?}"
-    );
-    assert!(
-        contents(store) == before,
-        "a write that its caller gave up changed a page"
-    );
+    assert!(matches!(done, Err(Error::Changed)), "the caller's own error came back as {done:?}");
+    assert!(contents(store) == before, "a write that its caller gave up changed a page");
     ok(store.write(&[other], |_| Ok(())));
-    assert!(
-        contents(store) == before,
-        "what an earlier write gave up was done later"
-    );
+    assert!(contents(store) == before, "what an earlier write gave up was done later");
 }
 
 fn a_bad_page_list_is_refused<S: PageStore>(store: &mut S) {
     let first = grow(store, MAX_WRITE as u32 + 1).0;
     let all: Vec<_> = (first..=first + MAX_WRITE as u32).map(PageId).collect();
-    for list in [
-        &all[..],
-        &[all[0], all[0]],
-        &[all[0], all[1], all[2], all[0]],
-    ] {
-        let done = store.write(list, |_| -> Result<()> {
-            panic!("{list:?} was not refused")
-        });
-        assert!(
-            matches!(done, Err(Error::Parameter { .. })),
-            "{list:?} gave {done:?}"
-        );
+    for list in [&all[..], &[all[0], all[0]], &[all[0], all[1], all[2], all[0]]] {
+        let done = store.write(list, |_| -> Result<()> { panic!("{list:?} was not refused") });
+        assert!(matches!(done, Err(Error::Parameter { .. })), "{list:?} gave {done:?}");
     }
     ok(store.write(&all[1..], |_| Ok(())));
 }
@@ -199,21 +143,11 @@ fn pages_out_of_range_are_refused<S: PageStore>(store: &mut S) {
     let count = store.page_count();
     for none in [count, count + 1, u32::MAX].map(PageId) {
         let read = store.read(none).map(|_| ());
-        assert!(
-            matches!(read, Err(Error::Corrupt { page, .. }) if page == none.0),
-            "{read:?}"
-        );
+        assert!(matches!(read, Err(Error::Corrupt { page, .. }) if page == none.0), "{read:?}");
         let done = store.write(&[page, none], |pages| pages.put(0, 0, &[9]));
-        assert!(
-            matches!(done, Err(Error::Corrupt { page, .. }) if page == none.0),
-            "{done:?}"
-        );
+        assert!(matches!(done, Err(Error::Corrupt { page, .. }) if page == none.0), "{done:?}");
     }
-    assert_eq!(
-        body(store, page)[0],
-        0,
-        "a write with a page out of range changed another"
-    );
+    assert_eq!(body(store, page)[0], 0, "a write with a page out of range changed another");
     for any in [0, count - 1, count, u32::MAX] {
         store.prefetch(PageId(any));
     }
@@ -253,11 +187,7 @@ fn behaves_as_plain_memory<S: PageStore>(store: &mut S, seed: u64) {
             for (index, offset, bytes) in &puts {
                 pages.put(*index, *offset, bytes)?;
             }
-            if gives_up {
-                Err(Error::Changed)
-            } else {
-                Ok(())
-            }
+            if gives_up { Err(Error::Changed) } else { Ok(()) }
         });
         assert_eq!(done.is_err(), gives_up, "{done:?}, seed {seed}");
         if !gives_up {
@@ -274,28 +204,16 @@ fn behaves_as_plain_memory<S: PageStore>(store: &mut S, seed: u64) {
             ok(store.flush());
         }
     }
-    assert!(
-        contents(store) == model,
-        "the store differs from plain memory, seed {seed}"
-    );
+    assert!(contents(store) == model, "the store differs from plain memory, seed {seed}");
 }
 
 /// The bodies of all pages, which must also be those of the contiguous slice where there is one.
 fn contents<S: PageStore>(store: &S) -> Vec<Vec<u8>> {
-    let bodies: Vec<_> = (0..store.page_count())
-        .map(|page| body(store, PageId(page)))
-        .collect();
+    let bodies: Vec<_> = (0..store.page_count()).map(|page| body(store, PageId(page))).collect();
     if let Some(all) = store.contiguous() {
         let pages = all.chunks(store.page_size()).map(|page| &page[HEADER..]);
-        assert!(
-            pages.eq(bodies.iter().map(Vec::as_slice)),
-            "contiguous() and read() differ"
-        );
-        assert_eq!(
-            all.as_ptr().align_offset(64),
-            0,
-            "bodies must lie on 64-byte boundaries"
-        );
+        assert!(pages.eq(bodies.iter().map(Vec::as_slice)), "contiguous() and read() differ");
+        assert_eq!(all.as_ptr().align_offset(64), 0, "bodies must lie on 64-byte boundaries");
     }
     bodies
 }

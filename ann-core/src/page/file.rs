@@ -69,10 +69,7 @@ impl Header {
 
     /// What page 0 says of all pages.
     pub fn layout(&self) -> Layout {
-        Layout {
-            page_size: self.page_size.get() as usize,
-            pages: self.pages.get(),
-        }
+        Layout { page_size: self.page_size.get() as usize, pages: self.pages.get() }
     }
 
     /// Writes itself into a page, with the checksum, which it returns.
@@ -87,19 +84,13 @@ impl Header {
     pub fn check(image: &[u8], page: u32) -> Result<Header> {
         let (header, _) = Header::read_from_prefix(image)
             .map_err(|_| Error::corrupt(page, "it is shorter than a header"))?;
-        let found = crc32c(&image[4..]);
-        if header.checksum.get() != found {
-            let what = format!(
-                "its checksum is {:08x}, its content's {found:08x}",
-                header.checksum
-            );
+        let (named, found) = (header.checksum.get(), crc32c(&image[4..]));
+        if named != found {
+            let what = format!("its checksum is {named:08x}, its content's {found:08x}");
             return Err(Error::corrupt(page, what));
         }
         if header.page.get() != page {
-            return Err(Error::corrupt(
-                page,
-                format!("page {} lies in its place", header.page),
-            ));
+            return Err(Error::corrupt(page, format!("page {} lies in its place", header.page)));
         }
         Ok(header)
     }
@@ -136,10 +127,7 @@ pub(super) fn read_first(file: &DiskFile, redo: Option<&[u8]>) -> Result<Header>
     }
     let version = header.version.get();
     if version > VERSION {
-        return Err(Error::Version {
-            got: version,
-            newest: VERSION,
-        });
+        return Err(Error::Version { got: version, newest: VERSION });
     }
     let page_size = header.page_size.get() as usize;
     if version == 0 || check_page_size(page_size).is_err() {
@@ -158,6 +146,24 @@ pub(super) fn read_first(file: &DiskFile, redo: Option<&[u8]>) -> Result<Header>
         Header::check(&image, 0)?;
     }
     Ok(header)
+}
+
+/// Checks all pages that lie in `bytes`, but for those that `skip` names.
+pub(super) fn check_all(bytes: &[u8], page_size: usize, skip: impl Fn(u32) -> bool) -> Result<()> {
+    let mut newest = u64::MAX;
+    for (page, image) in (0..).zip(bytes.chunks_exact(page_size)) {
+        if skip(page) {
+            continue;
+        }
+        let sequence = Header::check(image, page)?.sequence.get();
+        if page == 0 {
+            newest = sequence;
+        } else if sequence > newest {
+            let what = format!("it is of flush {sequence}, page 0 of flush {newest}");
+            return Err(Error::corrupt(page, what));
+        }
+    }
+    Ok(())
 }
 
 /// Writes all pages of a store to a file, which [`MmapStore::open`](super::MmapStore::open) opens and
@@ -183,10 +189,7 @@ pub(super) fn save_on(disk: &Disk, store: &impl PageStore, path: &Path) -> Resul
     let path = old.as_ref().map_or(path, |old| old.path());
     let new = create_beside(disk, path)?;
     // Locked, so that no writer makes a journal of its own before the old one is removed.
-    let done = new
-        .lock(false)
-        .and_then(|()| write_all(store, &new))
-        .and_then(|()| new.sync());
+    let done = new.lock(false).and_then(|()| write_all(store, &new)).and_then(|()| new.sync());
     if let Err(error) = done.and_then(|()| disk.rename(new.path(), path)) {
         // The first error is the one to report.
         let _ = disk.remove(new.path());
@@ -207,7 +210,7 @@ fn create_beside(disk: &Disk, path: &Path) -> Result<DiskFile> {
     loop {
         match disk.create_new(&beside(path, &format!(".{}-{attempt}.tmp", process::id()))) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {
-                attempt += 1
+                attempt += 1;
             }
             Err(Error::Io { source, .. }) => return Err(Error::io("saving to", path)(source)),
             file => return file,
@@ -234,11 +237,7 @@ fn write_all(store: &impl PageStore, file: &DiskFile) -> Result<()> {
         0 => image.fill(0),
         _ => image[HEADER..].copy_from_slice(&store.read(PageId(0))?),
     }
-    Header {
-        saved: U32::new(saved),
-        ..Header::first(size, pages)
-    }
-    .seal(image);
+    Header { saved: U32::new(saved), ..Header::first(size, pages) }.seal(image);
     file.write_at(0, image)
 }
 
@@ -256,12 +255,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 /// Zeroed bytes, or an error where there is no memory for them.
 pub(super) fn bytes(len: usize, what: &'static str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(len)
-        .map_err(|_| Error::OutOfMemory {
-            what,
-            bytes: len as u64,
-        })?;
+    bytes.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { what, bytes: len as u64 })?;
     bytes.resize(len, 0);
     Ok(bytes)
 }

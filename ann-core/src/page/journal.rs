@@ -4,6 +4,19 @@
 //! every image matches its checksum, all of them together match the head's, and it continues the state that page 0
 //! of the file is in; everything else in a journal is left over and ignored. A flush that failed after its
 //! transaction was whole leaves it there, and the next flush appends.
+//!
+//! | bytes | head of a transaction |
+//! |---|---|
+//! | 0..4 | CRC32C of bytes 4..64 |
+//! | 4..8 | page size, u32 |
+//! | 8..16 | `ANNREDO1` |
+//! | 16..24 | sequence number of the flush, u64 |
+//! | 24..28 | number of page images that follow, u32 |
+//! | 28..32 | CRC32C of the images' checksums, one after the other |
+//! | 32..36 | checksum of page 0 before this transaction |
+//! | 36..64 | reserved |
+//!
+//! An image is a page as it is in the file, header included; images are in the order of their page numbers.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -57,13 +70,7 @@ impl Journal {
     /// The journal of `file`. Nothing is done on disk before it is needed.
     pub fn of(file: &DiskFile, disk: Disk) -> Journal {
         let path = file::journal_path(file.path());
-        Journal {
-            disk,
-            path,
-            file: None,
-            end: 0,
-            ragged: true,
-        }
+        Journal { disk, path, file: None, end: 0, ragged: true }
     }
 
     /// Opens it, and makes its name durable before anything relies on it.
@@ -155,11 +162,7 @@ impl Journal {
     /// Removes it from disk.
     pub fn remove(&mut self) -> Result<()> {
         self.file = None;
-        if self.path.exists() {
-            self.disk.remove(&self.path)
-        } else {
-            Ok(())
-        }
+        if self.path.exists() { self.disk.remove(&self.path) } else { Ok(()) }
     }
 }
 
@@ -192,13 +195,7 @@ impl Redo {
                 break;
             }
             ours |= first.checksum == whole.before || first.checksum == whole.after;
-            images.extend(
-                whole
-                    .pages
-                    .iter()
-                    .copied()
-                    .zip((at + HEADER..).step_by(page_size)),
-            );
+            images.extend(whole.pages.iter().copied().zip((at + HEADER..).step_by(page_size)));
             images.retain(|&page, _| page < whole.count);
             at += whole.len;
             last = Some(whole);
@@ -206,25 +203,17 @@ impl Redo {
         if !ours {
             images.clear();
         }
-        Ok(Redo {
-            journal,
-            page_size,
-            images,
-        })
+        Ok(Redo { journal, page_size, images })
     }
 
     /// The image of a page, if the journal has one.
     pub fn image(&self, page: u32) -> Option<&[u8]> {
-        self.images
-            .get(&page)
-            .map(|&at| &self.journal[at..at + self.page_size])
+        self.images.get(&page).map(|&at| &self.journal[at..at + self.page_size])
     }
 
     /// All images, in the order of their pages.
     pub fn images(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        self.images
-            .iter()
-            .map(|(&page, &at)| (page, &self.journal[at..at + self.page_size]))
+        self.images.iter().map(|(&page, &at)| (page, &self.journal[at..at + self.page_size]))
     }
 }
 
@@ -257,7 +246,8 @@ fn transaction(bytes: &[u8], page_size: usize) -> Option<Whole> {
     }
     let (first, _) = Header::read_from_prefix(images).ok()?;
     let starts = first.is_first() && first.layout().page_size == page_size;
-    let whole = starts && pages.first() == Some(&0) && digest == head.images.get();
+    let ascending = pages.first() == Some(&0) && pages.is_sorted_by(|a, b| a < b);
+    let whole = starts && ascending && digest == head.images.get();
     whole.then(|| Whole {
         before: head.before,
         after: first.checksum,
@@ -275,7 +265,6 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     };
     let (mut file, len) = opened.map_err(Error::io("opening", path))?;
     let mut bytes = file::bytes(usize::try_from(len).unwrap_or(usize::MAX), "a journal")?;
-    file.read_exact(&mut bytes)
-        .map_err(Error::io("reading", path))?;
+    file.read_exact(&mut bytes).map_err(Error::io("reading", path))?;
     Ok(bytes)
 }

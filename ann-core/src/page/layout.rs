@@ -41,20 +41,13 @@ impl Layout {
 
     #[cold]
     fn no_page(self, page: PageId) -> Error {
-        Error::corrupt(
-            page.0,
-            format!("there is no such page, the store has {}", self.pages),
-        )
+        Error::corrupt(page.0, format!("there is no such page, the store has {}", self.pages))
     }
 
     /// Asks for the first cache line of a page's body.
     #[inline]
     pub fn prefetch(self, bytes: &[u8], page: PageId) {
-        kernel::prefetch(
-            bytes,
-            u64::from(page.0) * self.page_size as u64 + HEADER as u64,
-            1,
-        );
+        kernel::prefetch(bytes, u64::from(page.0) * self.page_size as u64 + HEADER as u64, 1);
     }
 
     /// A write on `bytes`: nothing is changed before `change` has returned `Ok`. `changed` hears of each page that is.

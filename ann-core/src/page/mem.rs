@@ -6,7 +6,7 @@ use std::path::Path;
 use memmap2::MmapMut;
 
 use super::disk::Disk;
-use super::file::{self, Header};
+use super::file;
 use super::journal::Redo;
 use super::layout::Layout;
 use super::{PageId, PageStore, Pages, Patches, check_page_size, mmap};
@@ -18,7 +18,7 @@ const HUGE: usize = 2 << 20;
 /// The first mapping's size: small, since many indexes are.
 const FIRST: u64 = 64 << 10;
 
-/// A page store in memory. [`save`](super::save) writes it to a file.
+/// A page store in memory. Saving an index writes it to a file, which [`MemStore::load`] reads back.
 pub struct MemStore {
     layout: Layout,
     memory: Memory,
@@ -32,15 +32,8 @@ impl MemStore {
     /// [`Error::Parameter`] unless `page_size` is a power of two from 4 KiB to 1 MiB; [`Error::OutOfMemory`].
     pub fn new(page_size: usize) -> Result<MemStore> {
         check_page_size(page_size)?;
-        let layout = Layout {
-            page_size,
-            pages: 0,
-        };
-        Ok(MemStore {
-            layout,
-            memory: Memory::new(FIRST)?,
-            patches: Patches::default(),
-        })
+        let layout = Layout { page_size, pages: 0 };
+        Ok(MemStore { layout, memory: Memory::new(FIRST)?, patches: Patches::default() })
     }
 
     /// Reads a file into memory and checks every page of it.
@@ -62,9 +55,7 @@ impl MemStore {
         for (page, image) in redo.images() {
             bytes[store.layout.run(page..page + 1)].copy_from_slice(image);
         }
-        for (page, image) in (0..).zip(bytes.chunks_exact(page_size)) {
-            Header::check(image, page)?;
-        }
+        file::check_all(bytes, page_size, |_| false)?;
         Ok(store)
     }
 }
@@ -99,13 +90,9 @@ impl PageStore for MemStore {
 
     fn grow(&mut self, pages: u32) -> Result<()> {
         let used = self.layout.len();
-        let grown = Layout {
-            pages: pages.max(self.layout.pages),
-            ..self.layout
-        };
-        if u64::from(grown.pages) * grown.page_size as u64 > self.memory.len() as u64 {
-            self.memory
-                .grow(used, u64::from(grown.pages) * grown.page_size as u64)?;
+        let grown = Layout { pages: pages.max(self.layout.pages), ..self.layout };
+        if grown.file_len() > self.memory.len() as u64 {
+            self.memory.grow(used, grown.file_len())?;
         }
         self.layout = grown;
         Ok(())
@@ -116,8 +103,7 @@ impl PageStore for MemStore {
         pages: &[PageId],
         change: impl FnOnce(&mut Pages<'_>) -> Result<R>,
     ) -> Result<R> {
-        self.layout
-            .change(&mut self.memory, pages, &mut self.patches, change, |_| {})
+        self.layout.change(&mut self.memory, pages, &mut self.patches, change, |_| {})
     }
 
     /// Does nothing: memory is as durable as it gets.
@@ -139,40 +125,39 @@ impl Memory {
     fn new(len: u64) -> Result<Memory> {
         let huge = len >= HUGE as u64;
         let room = len.saturating_add(if huge { HUGE as u64 } else { 0 });
-        let map = usize::try_from(room)
-            .ok()
-            .and_then(|room| MmapMut::map_anon(room).ok());
-        let map = map.ok_or(Error::OutOfMemory {
-            what: "the page store",
-            bytes: len,
-        })?;
+        let map = usize::try_from(room).ok().and_then(|room| MmapMut::map_anon(room).ok());
+        let map = map.ok_or(Error::OutOfMemory { what: "the page store", bytes: len })?;
         if huge {
             // A hint: a system without huge pages refuses it and nothing is lost.
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
         }
-        let start = if huge {
-            map.as_ptr().align_offset(HUGE)
-        } else {
-            0
-        };
+        let start = if huge { map.as_ptr().align_offset(HUGE) } else { 0 };
         Ok(Memory { map, start })
     }
 
     /// Makes room for `len` bytes, of which the first `used` are kept.
     fn grow(&mut self, used: usize, len: u64) -> Result<()> {
-        let double = len.max(2 * self.len() as u64).next_multiple_of(HUGE as u64);
-        let mut new = Memory::new(double).or_else(|_| Memory::new(len))?;
+        let have = self.len() as u64;
+        let with_room = |room: u64| Memory::new(len.max(have + room).next_multiple_of(HUGE as u64));
+        let mut new = with_room(have).or_else(|_| with_room(have / 8)).or_else(|_| with_room(0))?;
         // Piece by piece, each given back at once, so that memory is never needed twice. Moving the mapping itself
         // would be cheaper, but it lands where no huge page begins on Linux before 6.7.
         for at in (0..used).step_by(HUGE) {
             let piece = at..used.min(at + HUGE);
-            new[piece.clone()].copy_from_slice(&self[piece.clone()]);
+            // Pages that were never written have no memory yet and get none.
+            if !is_zero(&self[piece.clone()]) {
+                new[piece.clone()].copy_from_slice(&self[piece.clone()]);
+            }
             mmap::release(&mut self.map, self.start + piece.start, piece.len());
         }
         *self = new;
         Ok(())
     }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(4096).all(|chunk| chunk.iter().fold(0, |bits, byte| bits | byte) == 0)
 }
 
 impl Deref for Memory {

@@ -8,9 +8,10 @@
 //! Stopped before the journal is whole, the file is as the flush before left it; stopped later, the next open finds
 //! all of it in the journal. A full disk is met in step 1 or 2, where nothing is lost by it.
 //!
-//! The file is extended, as a hole, before pages that are new are mapped. In a private mapping a hole needs no disk
-//! block to be read or written, so a full disk is an error of `flush`, never a signal. The one thing a mapping cannot
-//! survive is another program that cuts the file under it; the lock on the file keeps those away that ask.
+//! The file is extended before new pages are mapped, by zeros that are written: a hole would do on most file systems,
+//! but on some a full disk would then be met by touching memory, which is a signal, and not by `grow`, which is an
+//! error. What a mapping cannot survive is a disk that fails to read, or another program that cuts the file under it;
+//! the lock on the file keeps away those that ask.
 
 use std::collections::BTreeSet;
 use std::iter;
@@ -82,10 +83,7 @@ impl MmapStore {
             }
             map.make_read_only().map_err(Error::io("mapping", path))?
         };
-        Ok(MmapStore {
-            layout,
-            access: Access::Reader { map, _lock: file },
-        })
+        Ok(MmapStore { layout, access: Access::Reader { map, _lock: file } })
     }
 
     /// Opens a file to read and change it. A flush in which an earlier writer was stopped is finished first, if it got
@@ -118,10 +116,7 @@ impl MmapStore {
             dirty_limit: DIRTY / layout.page_size,
             patches: Patches::default(),
         };
-        Ok(MmapStore {
-            layout,
-            access: Access::Writer(Box::new(writer)),
-        })
+        Ok(MmapStore { layout, access: Access::Writer(Box::new(writer)) })
     }
 
     /// Makes a file with no pages, and opens it to change it.
@@ -162,25 +157,14 @@ impl MmapStore {
     /// # Errors
     /// [`Error::Corrupt`] for the first damaged page.
     pub fn verify_pages(&self) -> Result<()> {
-        let (on_disk, dirty) = match &self.access {
-            Access::Reader { .. } => (self.layout.pages, None),
-            Access::Writer(writer) => (writer.first.pages.get(), Some(&writer.dirty)),
+        let (layout, changed) = match &self.access {
+            Access::Reader { .. } => (self.layout, None),
+            Access::Writer(writer) => (writer.first.layout(), Some(&writer.dirty)),
         };
-        let images = self.bytes().chunks_exact(self.layout.page_size);
-        let mut newest = u64::MAX;
-        for (page, image) in (0..on_disk.max(1)).zip(images) {
-            if dirty.is_some_and(|dirty| dirty.contains(&page)) {
-                continue;
-            }
-            let sequence = Header::check(image, page)?.sequence.get();
-            if page == 0 {
-                newest = sequence;
-            } else if sequence > newest {
-                let what = format!("it is of flush {sequence}, page 0 of flush {newest}");
-                return Err(Error::corrupt(page, what));
-            }
-        }
-        Ok(())
+        let on_disk = &self.bytes()[..layout.file_len() as usize];
+        file::check_all(on_disk, layout.page_size, |page| {
+            changed.is_some_and(|changed| changed.contains(&page))
+        })
     }
 
     #[inline]
@@ -199,6 +183,7 @@ impl MmapStore {
     }
 
     /// Makes writes flush from this many changed pages on.
+    #[cfg(test)]
     pub(super) fn set_dirty_limit(&mut self, pages: usize) -> Result<()> {
         self.writer()?.0.dirty_limit = pages;
         Ok(())
@@ -255,12 +240,7 @@ impl PageStore for MmapStore {
         if writer.dirty.len() >= writer.dirty_limit {
             writer.flush(layout)?;
         }
-        let Writer {
-            map,
-            patches,
-            dirty,
-            ..
-        } = writer;
+        let Writer { map, patches, dirty, .. } = writer;
         layout.change(map, pages, patches, change, |page| {
             dirty.insert(page.0);
         })
@@ -290,17 +270,31 @@ impl Drop for MmapStore {
 impl Writer {
     /// Maps the file with room for `layout`, and more, so that growing page by page does not map each time.
     fn extend(&mut self, layout: Layout) -> Result<()> {
-        let (page_size, len) = (layout.page_size as u64, self.map.len() as u64);
-        let len = layout
-            .file_len()
-            .max(len + (len / 2).max(STEP))
-            .next_multiple_of(page_size);
-        self.file.set_len(len)?;
+        let len = self.map.len() as u64;
+        let more = (len + (len / 4).max(STEP)).next_multiple_of(layout.page_size as u64);
+        if self.write_zeros(more.max(layout.file_len())).is_err() {
+            self.write_zeros(layout.file_len())?;
+        }
         let mut map = map_private(&self.file)?;
         for run in runs(&self.dirty) {
             map[layout.run(run.clone())].copy_from_slice(&self.map[layout.run(run)]);
         }
         self.map = map;
+        Ok(())
+    }
+
+    /// Extends the file, or leaves it as it is if there is no room.
+    fn write_zeros(&self, len: u64) -> Result<()> {
+        let zeros = file::bytes(file::CHUNK, "a buffer of zeros")?;
+        let from = self.map.len() as u64;
+        for at in (from..len).step_by(file::CHUNK) {
+            let end = (len - at).min(file::CHUNK as u64) as usize;
+            if let Err(error) = self.file.write_at(at, &zeros[..end]) {
+                // The first error is the one to report.
+                let _ = self.file.set_len(from);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -319,11 +313,7 @@ impl Writer {
                 let changed = self.dirty.contains(&page);
                 let place = layout.run(page..page + 1);
                 let at = place.start as u64;
-                let image = if changed {
-                    &mut self.map[place]
-                } else {
-                    &mut blank[..]
-                };
+                let image = if changed { &mut self.map[place] } else { &mut blank[..] };
                 Header::new(page, self.sequence).seal(image);
                 self.file.write_at(at, image)?;
             }
@@ -337,16 +327,10 @@ impl Writer {
         for &page in self.dirty.range(1..on_disk) {
             Header::new(page, self.sequence).seal(&mut self.map[layout.run(page..page + 1)]);
         }
-        let changed: Vec<_> = runs(self.dirty.range(..on_disk))
-            .map(|run| layout.run(run))
-            .collect();
+        let changed: Vec<_> =
+            runs(self.dirty.range(..on_disk)).map(|run| layout.run(run)).collect();
         let images: Vec<_> = changed.iter().map(|run| &self.map[run.clone()]).collect();
-        self.journal.append(
-            self.sequence,
-            layout.page_size,
-            self.first.checksum,
-            &images,
-        )?;
+        self.journal.append(self.sequence, layout.page_size, self.first.checksum, &images)?;
         self.first = first;
 
         for (run, image) in changed.iter().zip(images) {
@@ -380,22 +364,17 @@ fn runs<'a>(numbers: impl IntoIterator<Item = &'a u32>) -> impl Iterator<Item = 
 fn map_shared(file: &DiskFile, len: u64) -> Result<Mmap> {
     let what = "the mapping of a file";
     let len = usize::try_from(len).map_err(|_| Error::OutOfMemory { what, bytes: len })?;
-    // SAFETY: the file is locked against every writer that asks, and nothing in this process changes a file that it
-    // has a shared lock on. No type but `u8` is read from the mapping without a check.
+    // SAFETY: the file is locked against every writer that asks, this process among them. Were a byte to change all
+    // the same, it would still be a `u8`, and whoever reads pages trusts none of them.
     let map = unsafe { MmapOptions::new().len(len).map(file.as_file()) };
     map.map_err(Error::io("mapping", file.path()))
 }
 
 /// A mapping of the whole file, whose changes stay in memory.
 fn map_private(file: &DiskFile) -> Result<MmapMut> {
-    // SAFETY: as above, with this process as the only writer; its own changes to the file are made by `Writer::flush`
-    // and `Writer::extend` through `&mut self`, when nothing borrows the mapping, and never shorten what is mapped of
-    // pages in use.
-    let map = unsafe {
-        MmapOptions::new()
-            .no_reserve_swap()
-            .map_copy(file.as_file())
-    };
+    // SAFETY: as above, but for the changes of this store itself, which it makes through `&mut self`, when nothing
+    // borrows the mapping, and which never cut the file before the end of its pages.
+    let map = unsafe { MmapOptions::new().no_reserve_swap().map_copy(file.as_file()) };
     map.map_err(Error::io("mapping", file.path()))
 }
 

@@ -16,8 +16,7 @@ mod journal;
 mod layout;
 mod mem;
 mod mmap;
-#[doc(hidden)]
-pub mod testdisk;
+mod testdisk;
 #[doc(hidden)]
 pub mod testing;
 #[cfg(test)]
@@ -147,8 +146,7 @@ impl Patches {
     }
 
     fn push(&mut self, index: usize, offset: usize, bytes: &[u8]) {
-        self.list
-            .push((index as u32, offset as u32, bytes.len() as u32));
+        self.list.push((index as u32, offset as u32, bytes.len() as u32));
         self.bytes.extend_from_slice(bytes);
     }
 

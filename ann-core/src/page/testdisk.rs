@@ -6,8 +6,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::disk::Disk;
-pub use super::disk::{Op, Watch};
+use super::disk::{Disk, Op};
 use super::testing::Rng;
 use super::{MmapStore, PageStore, file};
 use crate::error::Result;
@@ -29,22 +28,22 @@ struct State {
     dead: bool,
 }
 
-/// An [`Op`] that was made.
+/// An operation that was made.
 #[derive(Clone, Debug)]
 pub enum Record {
-    /// [`Op::Create`].
+    /// A file was opened for writing, and made if there was none.
     Create(PathBuf),
-    /// [`Op::Write`].
+    /// Bytes were written from an offset on.
     Write(PathBuf, u64, Vec<u8>),
-    /// [`Op::SetLen`].
+    /// A file was cut or extended.
     SetLen(PathBuf, u64),
-    /// [`Op::Sync`].
+    /// A file was made durable, but for its name.
     Sync(PathBuf),
-    /// [`Op::SyncFolder`].
+    /// All names were made durable.
     SyncFolder,
-    /// [`Op::Rename`].
+    /// The first file got the name of the second.
     Rename(PathBuf, PathBuf),
-    /// [`Op::Remove`].
+    /// A file was removed.
     Remove(PathBuf),
 }
 
@@ -55,7 +54,7 @@ impl Record {
             Op::Write(path, offset, bytes) => Record::Write(path.into(), offset, bytes.into()),
             Op::SetLen(path, len) => Record::SetLen(path.into(), len),
             Op::Sync(path) => Record::Sync(path.into()),
-            Op::SyncFolder(_) => Record::SyncFolder,
+            Op::SyncFolder => Record::SyncFolder,
             Op::Rename(from, to) => Record::Rename(from.into(), to.into()),
             Op::Remove(path) => Record::Remove(path.into()),
         }
@@ -79,7 +78,7 @@ impl TestDisk {
         MmapStore::open_writable_on(self.disk(), path)
     }
 
-    /// [`save`](super::save) to this disk.
+    /// Saves a store as a file on this disk, as the save of an index does.
     ///
     /// # Errors
     /// The same.
@@ -112,9 +111,7 @@ impl TestDisk {
 
     fn disk(&self) -> Disk {
         let state = self.clone();
-        Disk {
-            watch: Some(Arc::new(move |op| state.state().note(op))),
-        }
+        Disk { watch: Some(Arc::new(move |op| state.state().note(op))) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -143,8 +140,7 @@ impl State {
 
     fn write_half(&mut self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let half = &bytes[..bytes.len() / 2];
-        self.log
-            .push(Record::Write(path.into(), offset, half.into()));
+        self.log.push(Record::Write(path.into(), offset, half.into()));
         let mut file = OpenOptions::new().write(true).open(path)?;
         file.seek(SeekFrom::Start(offset))?;
         file.write_all(half)
@@ -224,11 +220,8 @@ impl PowerCut {
         let mut names = self.synced.clone();
         let made = rng.below(self.renames.len() + 1);
         for (index, renaming) in self.renames.iter().enumerate() {
-            if if rng.below(4) < quarters {
-                index < made
-            } else {
-                rng.below(2) == 0
-            } {
+            let reached = if rng.below(4) < quarters { index < made } else { rng.below(2) == 0 };
+            if reached {
                 rename(&mut names, renaming);
             }
         }

@@ -1,5 +1,5 @@
 //! Stores for tests of what is built on stores: one that fails on command, one that latches and changes under its
-//! caller; and the numbers that seeded tests draw.
+//! caller, files on a disk that loses its power; and the numbers that seeded tests draw.
 
 use std::cell::Cell;
 use std::io;
@@ -8,6 +8,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+pub use super::testdisk::{PowerCut, Record, TestDisk};
 use super::{PageId, PageStore, Pages};
 use crate::error::{Error, Result};
 
@@ -16,6 +17,7 @@ pub struct Rng(pub u64);
 
 impl Rng {
     /// Any number.
+    #[expect(clippy::should_implement_trait, reason = "it never ends, so there is no Option to it")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -40,11 +42,7 @@ pub struct Faulty<S> {
 impl<S: PageStore> Faulty<S> {
     /// A store that does not fail yet.
     pub fn new(inner: S) -> Faulty<S> {
-        Faulty {
-            inner,
-            left: None,
-            calls: 0,
-        }
+        Faulty { inner, left: None, calls: 0 }
     }
 
     /// Lets `calls` more calls succeed and the next one fail; those after it succeed again.
@@ -67,9 +65,7 @@ impl<S: PageStore> Faulty<S> {
         self.calls += 1;
         let left = self.left.take();
         if left == Some(0) {
-            return Err(Error::io("writing", Path::new("faulty"))(io::Error::other(
-                "injected",
-            )));
+            return Err(Error::io("writing", Path::new("faulty"))(io::Error::other("injected")));
         }
         self.left = left.map(|left| left - 1);
         Ok(())
@@ -145,10 +141,7 @@ pub struct Latched<S> {
 impl<S: PageStore> Latched<S> {
     /// A store that nobody else changes yet.
     pub fn new(inner: S) -> Latched<S> {
-        Latched {
-            inner,
-            meddler: None,
-        }
+        Latched { inner, meddler: None }
     }
 
     /// From now on `meddler` runs at the beginning of every write, with the pages that it is going to latch.
@@ -163,10 +156,7 @@ impl<S: PageStore> Latched<S> {
 
     fn no_guard(what: &str) {
         let held = HELD.get();
-        assert!(
-            held == 0,
-            "{what} while this thread holds {held} read guard"
-        );
+        assert!(held == 0, "{what} while this thread holds {held} read guard");
     }
 }
 
@@ -208,10 +198,7 @@ impl<S: PageStore> PageStore for Latched<S> {
         Self::no_guard("read");
         let page = self.inner.read(page)?;
         HELD.set(HELD.get() + 1);
-        Ok(LatchedPage {
-            page,
-            thread: PhantomData,
-        })
+        Ok(LatchedPage { page, thread: PhantomData })
     }
 
     fn prefetch(&self, page: PageId) {
@@ -239,10 +226,7 @@ impl<S: PageStore> PageStore for Latched<S> {
         }
         // A latch that `change` would take beside those of the write can deadlock: a guard held counts for it too.
         HELD.set(1);
-        let _held = LatchedPage {
-            page: (),
-            thread: PhantomData,
-        };
+        let _held = LatchedPage { page: (), thread: PhantomData };
         self.inner.write(pages, change)
     }
 

@@ -59,11 +59,7 @@ impl Array {
         let (start, pages) = (u64::from(start), u64::from(pages));
         match self.runs.last_mut() {
             Some(last) if last.start + last.pages == start => last.pages += pages,
-            _ => self.runs.push(Run {
-                first: self.pages,
-                pages,
-                start,
-            }),
+            _ => self.runs.push(Run { first: self.pages, pages, start }),
         }
         self.pages += pages;
     }
@@ -163,13 +159,9 @@ mod tests {
 
     #[test]
     fn offsets_agree_with_plain_arithmetic() {
-        for (stride, page_size) in [
-            (24, 4096),
-            (128, 8192),
-            (448, 8192),
-            (3136, 16384),
-            (4032, 4096),
-        ] {
+        for (stride, page_size) in
+            [(24, 4096), (128, 8192), (448, 8192), (3136, 16384), (4032, 4096)]
+        {
             let mut array = Array::new(stride, page_size);
             array.push(1, 2);
             array.push(3, 4);
@@ -184,10 +176,7 @@ mod tests {
             array.offsets(&ids, &mut offsets);
             for (&id, &offset) in ids.iter().zip(&offsets) {
                 let (page, slot) = (pages[id as usize / per_page], id as usize % per_page);
-                assert_eq!(
-                    offset,
-                    page * page_size as u64 + (HEADER + slot * stride) as u64
-                );
+                assert_eq!(offset, page * page_size as u64 + (HEADER + slot * stride) as u64);
                 assert_eq!(array.locate(id), Some((PageId(page as u32), slot * stride)));
             }
             assert_eq!(array.locate(array.capacity() as u32), None);
@@ -200,10 +189,7 @@ mod tests {
         for stride in [1, 2, 3, 7, 24, 60, 448, 4000] {
             let array = Array::new(stride, 1 << 20);
             let last = (1u32 << ID_BITS) - 1;
-            for id in (0..last)
-                .step_by(1_000_003)
-                .chain([last, last - 1, 1, 2, 3])
-            {
+            for id in (0..last).step_by(1_000_003).chain([last, last - 1, 1, 2, 3]) {
                 assert_eq!(array.division(id), u64::from(id) / array.per_page);
             }
         }
@@ -213,10 +199,7 @@ mod tests {
     fn large_records_span_pages() {
         let mut array = Array::new(10_000, 4096);
         array.push(5, 9);
-        assert_eq!(
-            (array.span(), array.capacity(), array.pages_for(2)),
-            (3, 3, 6)
-        );
+        assert_eq!((array.span(), array.capacity(), array.pages_for(2)), (3, 3, 6));
         assert_eq!(array.locate(1), Some((PageId(8), 0)));
         assert_eq!(array.part(2, 2), Some(PageId(13)));
         assert_eq!(array.part(3, 0), None);

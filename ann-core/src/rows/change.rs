@@ -48,23 +48,13 @@ impl Change {
     }
 
     fn edit(&mut self, page: PageId, offset: usize, bytes: &[u8], expected: bool) {
-        let index = self
-            .pages
-            .iter()
-            .position(|&known| known == page)
-            .unwrap_or_else(|| {
-                self.pages.push(page);
-                self.pages.len() - 1
-            });
+        let index = self.pages.iter().position(|&known| known == page).unwrap_or_else(|| {
+            self.pages.push(page);
+            self.pages.len() - 1
+        });
         let start = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
-        self.edits.push(Edit {
-            page: index,
-            offset,
-            start,
-            len: bytes.len(),
-            expected,
-        });
+        self.edits.push(Edit { page: index, offset, start, len: bytes.len(), expected });
     }
 
     /// Makes the change and empties it. False, and nothing done, if something expected is not there any more.
@@ -72,11 +62,7 @@ impl Change {
         let result = store.write(&self.pages, |pages| {
             for edit in self.edits.iter().filter(|edit| edit.expected) {
                 let bytes = &self.bytes[edit.start..edit.start + edit.len];
-                if pages
-                    .body(edit.page)
-                    .get(edit.offset..edit.offset + edit.len)
-                    != Some(bytes)
-                {
+                if pages.body(edit.page).get(edit.offset..edit.offset + edit.len) != Some(bytes) {
                     return Ok(false);
                 }
             }

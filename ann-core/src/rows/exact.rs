@@ -21,30 +21,15 @@ impl Batch {
     /// Scores `self.ids`.
     #[inline]
     pub(crate) fn score<S: PageStore>(&mut self, rows: &Rows<S>, probe: &Probe) -> Result<()> {
-        let Batch {
-            ids,
-            distances,
-            offsets,
-        } = self;
-        rows.space.score(
-            &rows.store,
-            rows.array(VECTORS)?,
-            probe,
-            ids,
-            offsets,
-            distances,
-        )
+        let Batch { ids, distances, offsets } = self;
+        rows.space.score(&rows.store, rows.array(VECTORS)?, probe, ids, offsets, distances)
     }
 }
 
 impl Batch {
     /// Scores `self.ids` in a plain array of rows; false if one lies outside.
     pub(crate) fn score_plain(&mut self, space: &Space, vectors: &[u8], probe: &Probe) -> bool {
-        let Batch {
-            ids,
-            distances,
-            offsets,
-        } = self;
+        let Batch { ids, distances, offsets } = self;
         distances.clear();
         distances.resize(ids.len(), 0.0);
         offsets.clear();
@@ -73,21 +58,13 @@ pub(crate) fn nearest<S: PageStore>(
             break;
         }
         batch.score(rows, probe)?;
-        let scored = batch
-            .distances
-            .iter()
-            .copied()
-            .zip(batch.ids.iter().copied());
+        let scored = batch.distances.iter().copied().zip(batch.ids.iter().copied());
         found.extend(scored.filter(|&(distance, _)| distance <= bound));
         // Keeping up to twice as many as asked for makes the selection cost O(1) a slot.
         if found.len() >= k.saturating_mul(2).max(BLOCK) && found.len() > k {
             found.select_nth_unstable_by(k, order);
             found.truncate(k);
-            bound = found
-                .iter()
-                .map(|hit| hit.0)
-                .fold(f32::NEG_INFINITY, f32::max)
-                .min(radius);
+            bound = found.iter().map(|hit| hit.0).fold(f32::NEG_INFINITY, f32::max).min(radius);
         }
     }
     found.sort_unstable_by(order);

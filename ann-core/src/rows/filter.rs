@@ -31,9 +31,9 @@ impl Matcher<'_> {
     pub(crate) fn accepts(&self, id: u32, key: u64) -> bool {
         match self {
             Matcher::All => true,
-            Matcher::Slots(bits) => bits
-                .get(id as usize / 64)
-                .is_some_and(|w| w >> (id % 64) & 1 == 1),
+            Matcher::Slots(bits) => {
+                bits.get(id as usize / 64).is_some_and(|w| w >> (id % 64) & 1 == 1)
+            }
             Matcher::Keys(accept) => accept(key),
         }
     }
@@ -57,10 +57,7 @@ impl<S: PageStore> Rows<S> {
     /// Resolves a filter for searches with a pool of `ef`; `usize::MAX` always asks for the matching slots.
     pub(crate) fn plan<'a>(&self, filter: Filter<'a>, ef: usize) -> Result<Plan<'a>> {
         match filter {
-            Filter::None => Ok(Plan {
-                matcher: Matcher::All,
-                exact: None,
-            }),
+            Filter::None => Ok(Plan { matcher: Matcher::All, exact: None }),
             Filter::Keys(keys) => {
                 let mut bits = vec![0u64; self.slots().div_ceil(64) as usize];
                 let mut ids = Vec::new();
@@ -74,21 +71,15 @@ impl<S: PageStore> Rows<S> {
                 }
                 let exact = self.scan_pays(ids.len() as f64, ef);
                 ids.sort_unstable();
-                Ok(Plan {
-                    matcher: Matcher::Slots(bits),
-                    exact: exact.then_some(ids),
-                })
+                Ok(Plan { matcher: Matcher::Slots(bits), exact: exact.then_some(ids) })
             }
             Filter::Predicate(accept) => {
                 let exact = self.scan_pays(self.estimate(accept)?, ef);
                 let ids = match exact {
-                    true => Some(self.visible(|key| accept(key))?),
+                    true => Some(self.visible(accept)?),
                     false => None,
                 };
-                Ok(Plan {
-                    matcher: Matcher::Keys(accept),
-                    exact: ids,
-                })
+                Ok(Plan { matcher: Matcher::Keys(accept), exact: ids })
             }
         }
     }

@@ -26,16 +26,10 @@ pub(crate) fn slice<'a, T: Element>(row: ArrayView1<'a, T>) -> Cow<'a, [T]> {
 /// Checks every row of a matrix; the first bad one, by row, is reported. Runs on the current thread pool.
 pub(crate) fn check_rows<T: Element>(space: &Space, vectors: &ArrayView2<'_, T>) -> Result<()> {
     if T::DTYPE != space.dtype {
-        return Err(Error::ElementType {
-            got: T::DTYPE,
-            want: space.dtype,
-        });
+        return Err(Error::ElementType { got: T::DTYPE, want: space.dtype });
     }
     if vectors.ncols() != space.dim {
-        return Err(Error::Dimension {
-            got: vectors.ncols(),
-            want: space.dim,
-        });
+        return Err(Error::Dimension { got: vectors.ncols(), want: space.dim });
     }
     let bad = (0..vectors.nrows())
         .into_par_iter()
@@ -51,11 +45,7 @@ impl<S: PageStore> Rows<S> {
         let Some(keys) = keys else {
             return match next.checked_add(count as u64) {
                 Some(end) if end - 1 <= MAX_KEY || count == 0 => Ok((next..end).collect()),
-                _ => Err(Error::parameter(
-                    "keys",
-                    "none",
-                    "keys given: the largest key is in use",
-                )),
+                _ => Err(Error::parameter("keys", "none", "keys given: the largest key is in use")),
             };
         };
         check_unique(count, keys)?;
@@ -85,20 +75,14 @@ impl<S: PageStore> Rows<S> {
 
 fn check_unique(count: usize, keys: &[u64]) -> Result<()> {
     if keys.len() != count {
-        return Err(Error::KeyCount {
-            keys: keys.len(),
-            rows: count,
-        });
+        return Err(Error::KeyCount { keys: keys.len(), rows: count });
     }
     if keys.is_sorted_by(|a, b| a < b) {
         return Ok(());
     }
     let mut sorted: Vec<(u64, usize)> = keys.iter().copied().zip(0..).collect();
     sorted.sort_unstable();
-    let repeated = sorted
-        .windows(2)
-        .filter(|pair| pair[0].0 == pair[1].0)
-        .map(|pair| pair[1]);
+    let repeated = sorted.windows(2).filter(|pair| pair[0].0 == pair[1].0).map(|pair| pair[1]);
     match repeated.min_by_key(|&(_, row)| row) {
         Some((key, row)) => Err(Error::DuplicateKey { key, row }),
         None => Ok(()),

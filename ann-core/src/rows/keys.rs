@@ -15,9 +15,7 @@ pub(crate) struct Keys {
 impl Keys {
     /// Reads all node records: O(n), about 17 bytes a key.
     pub(crate) fn build<S: PageStore>(rows: &Rows<S>) -> Result<Keys> {
-        let mut keys = Keys {
-            map: HashMap::new(),
-        };
+        let mut keys = Keys { map: HashMap::new() };
         keys.reserve(rows.meta.live.get() as usize)?;
         for id in 0..rows.meta.slots.get() {
             let node = rows.node(id)?;

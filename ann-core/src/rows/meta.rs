@@ -77,10 +77,7 @@ pub(crate) struct Extent {
 
 impl Extent {
     pub(crate) fn new(array: usize, start: u32, pages: u32) -> Extent {
-        Extent {
-            start: start.into(),
-            pages_and_array: (pages | (array as u32) << 28).into(),
-        }
+        Extent { start: start.into(), pages_and_array: (pages | (array as u32) << 28).into() }
     }
 
     pub(crate) fn pages(self) -> u32 {
@@ -156,15 +153,10 @@ impl Meta {
             return Err(Error::corrupt(0, "the page is too small for a meta page"));
         };
         if meta.magic != MAGIC {
-            return Err(Error::NotAnIndex {
-                what: "page 0 does not hold an index".into(),
-            });
+            return Err(Error::NotAnIndex { what: "page 0 does not hold an index".into() });
         }
         if meta.version.get() > VERSION {
-            return Err(Error::Version {
-                got: meta.version.get(),
-                newest: VERSION,
-            });
+            return Err(Error::Version { got: meta.version.get(), newest: VERSION });
         }
         let bad = |what: String| Err(Error::corrupt(0, what));
         if meta.version.get() == 0 {
@@ -184,10 +176,7 @@ impl Meta {
             return bad(format!("dimension {dim}"));
         }
         if meta.page_size.get() as usize != page_size {
-            return bad(format!(
-                "page size {} in a store of {page_size}",
-                meta.page_size.get()
-            ));
+            return bad(format!("page size {} in a store of {page_size}", meta.page_size.get()));
         }
         if u64::from(meta.slots.get()) > MAX_SLOTS {
             return bad(format!("{} slots", meta.slots.get()));
@@ -329,39 +318,15 @@ mod tests {
             f(&mut meta);
             parse(&meta).map(|_| ()).unwrap_err()
         };
-        assert!(matches!(
-            change(&|m| m.magic[0] = 0),
-            Error::NotAnIndex { .. }
-        ));
-        assert!(matches!(
-            change(&|m| m.version = 2.into()),
-            Error::Version { got: 2, .. }
-        ));
-        assert!(matches!(
-            change(&|m| m.kind = 200),
-            Error::Corrupt { page: 0, .. }
-        ));
+        assert!(matches!(change(&|m| m.magic[0] = 0), Error::NotAnIndex { .. }));
+        assert!(matches!(change(&|m| m.version = 2.into()), Error::Version { got: 2, .. }));
+        assert!(matches!(change(&|m| m.kind = 200), Error::Corrupt { page: 0, .. }));
         assert!(matches!(change(&|m| m.dtype = 0), Error::Corrupt { .. }));
         assert!(matches!(change(&|m| m.metric = 9), Error::Corrupt { .. }));
-        assert!(matches!(
-            change(&|m| m.dim = 0.into()),
-            Error::Corrupt { .. }
-        ));
-        assert!(matches!(
-            change(&|m| m.page_size = 8192.into()),
-            Error::Corrupt { .. }
-        ));
-        assert!(matches!(
-            change(&|m| m.slots = u32::MAX.into()),
-            Error::Corrupt { .. }
-        ));
-        assert!(matches!(
-            change(&|m| m.live = 1.into()),
-            Error::Corrupt { .. }
-        ));
-        assert!(matches!(
-            change(&|m| m.extents = 1_000_000.into()),
-            Error::Corrupt { .. }
-        ));
+        assert!(matches!(change(&|m| m.dim = 0.into()), Error::Corrupt { .. }));
+        assert!(matches!(change(&|m| m.page_size = 8192.into()), Error::Corrupt { .. }));
+        assert!(matches!(change(&|m| m.slots = u32::MAX.into()), Error::Corrupt { .. }));
+        assert!(matches!(change(&|m| m.live = 1.into()), Error::Corrupt { .. }));
+        assert!(matches!(change(&|m| m.extents = 1_000_000.into()), Error::Corrupt { .. }));
     }
 }

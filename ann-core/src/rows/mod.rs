@@ -86,21 +86,13 @@ impl<S: PageStore> Rows<S> {
         store.grow(1)?;
         store.write(&[META], |pages| pages.put(0, 0, meta.as_bytes()))?;
         let arrays = arrays_of(&meta, page_size);
-        Ok(Rows {
-            store,
-            meta,
-            space,
-            arrays,
-            keys: OnceLock::new(),
-        })
+        Ok(Rows { store, meta, space, arrays, keys: OnceLock::new() })
     }
 
     /// Opens the index in a store: reads and checks the meta page, and nothing else.
     pub(crate) fn open(store: S, isa: Option<Isa>) -> Result<Rows<S>> {
         if store.page_count() == 0 {
-            return Err(Error::NotAnIndex {
-                what: "the store has no pages".into(),
-            });
+            return Err(Error::NotAnIndex { what: "the store has no pages".into() });
         }
         let page_size = store.page_size();
         let (meta, extents) = Meta::parse(&store.read(META)?, page_size)?;
@@ -119,10 +111,7 @@ impl<S: PageStore> Rows<S> {
         for (array, shape) in meta.arrays.iter().enumerate().skip(NODES) {
             let stride = shape.stride.get() as usize;
             if stride > body || !stride.is_multiple_of(4) {
-                return Err(Error::corrupt(
-                    0,
-                    format!("array {array} has stride {stride}"),
-                ));
+                return Err(Error::corrupt(0, format!("array {array} has stride {stride}")));
             }
         }
         let mut arrays = arrays_of(&meta, page_size);
@@ -141,10 +130,7 @@ impl<S: PageStore> Rows<S> {
         }
         taken.sort_unstable();
         if let Some(pair) = taken.windows(2).find(|pair| pair[0].1 > pair[1].0) {
-            return Err(Error::corrupt(
-                0,
-                format!("page {} belongs to two extents", pair[1].0),
-            ));
+            return Err(Error::corrupt(0, format!("page {} belongs to two extents", pair[1].0)));
         }
         let slots = u64::from(meta.slots.get());
         for number in [VECTORS, NODES, LINKS] {
@@ -160,13 +146,7 @@ impl<S: PageStore> Rows<S> {
         {
             return Err(Error::corrupt(0, "the upper links lie outside their array"));
         }
-        Ok(Rows {
-            store,
-            meta,
-            space,
-            arrays,
-            keys: OnceLock::new(),
-        })
+        Ok(Rows { store, meta, space, arrays, keys: OnceLock::new() })
     }
 
     /// Slots handed out: ids are below it.
@@ -199,9 +179,8 @@ impl<S: PageStore> Rows<S> {
         let array = self.array(number)?;
         if let Some(bytes) = self.store.contiguous() {
             let offset = array.offset(id) as usize;
-            if let Some(record) = offset
-                .checked_add(array.stride())
-                .and_then(|end| bytes.get(offset..end))
+            if let Some(record) =
+                offset.checked_add(array.stride()).and_then(|end| bytes.get(offset..end))
             {
                 return Ok(read(record));
             }
@@ -209,10 +188,7 @@ impl<S: PageStore> Rows<S> {
         let missing = || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
         let (page, offset) = array.locate(id).ok_or_else(missing)?;
         let body = self.store.read(page)?;
-        Ok(read(
-            body.get(offset..offset + array.stride())
-                .ok_or_else(missing)?,
-        ))
+        Ok(read(body.get(offset..offset + array.stride()).ok_or_else(missing)?))
     }
 
     /// A hint that a record will be read soon.
@@ -240,10 +216,7 @@ impl<S: PageStore> Rows<S> {
     /// A complaint about a node record, naming its page.
     pub(crate) fn corrupt_node(&self, id: u32, what: String) -> Error {
         let place = self.array(NODES).ok().and_then(|nodes| nodes.locate(id));
-        Error::corrupt(
-            place.map_or(0, |(page, _)| page.0),
-            format!("slot {id}: {what}"),
-        )
+        Error::corrupt(place.map_or(0, |(page, _)| page.0), format!("slot {id}: {what}"))
     }
 
     /// Copies a row, replacing `out`.
@@ -261,6 +234,22 @@ impl<S: PageStore> Rows<S> {
         Ok(())
     }
 
+    /// Prepares a stored row for distances among rows. `copy` is scratch, used where the row is not in one piece.
+    pub(crate) fn link_probe(
+        &self,
+        id: u32,
+        max_norm: f32,
+        copy: &mut Vec<u8>,
+        probe: &mut Probe,
+    ) -> Result<()> {
+        if self.array(VECTORS)?.span() == 1 {
+            return self.record(VECTORS, id, |row| self.space.link_probe(row, max_norm, probe));
+        }
+        self.row(id, copy)?;
+        self.space.link_probe(copy, max_norm, probe);
+        Ok(())
+    }
+
     /// Makes room for `records` records in an array, pages appended at the store's end. The pages and the extent
     /// that names them come into use together, by the write of the meta page.
     pub(crate) fn reserve(&mut self, number: usize, records: u64) -> Result<()> {
@@ -270,29 +259,15 @@ impl<S: PageStore> Rows<S> {
             return Ok(());
         }
         if records > MAX_SLOTS {
-            return Err(Error::Full {
-                limit: MAX_SLOTS,
-                wanted: records,
-            });
+            return Err(Error::Full { limit: MAX_SLOTS, wanted: records });
         }
         let needed = array.pages_for(records) - array.pages();
-        let bound = (EXTENT_BYTES / page_size as u64)
-            .max(array.pages() / 8)
-            .max(1);
-        let usual = array
-            .pages()
-            .clamp(1, bound)
-            .next_multiple_of(array.span() as u64);
+        let bound = (EXTENT_BYTES / page_size as u64).max(array.pages() / 8).max(1);
+        let usual = array.pages().clamp(1, bound).next_multiple_of(array.span() as u64);
         let pages = needed.max(usual);
         let start = self.meta.pages.get();
-        let full = || Error::Full {
-            limit: MAX_SLOTS,
-            wanted: records,
-        };
-        let pages = u32::try_from(pages)
-            .ok()
-            .filter(|&p| p < 1 << 28)
-            .ok_or_else(full)?;
+        let full = || Error::Full { limit: MAX_SLOTS, wanted: records };
+        let pages = u32::try_from(pages).ok().filter(|&p| p < 1 << 28).ok_or_else(full)?;
         let end = start.checked_add(pages).ok_or_else(full)?;
         let at = self.meta.extents.get() as usize;
         if at >= Meta::max_extents(page_size) {
@@ -346,10 +321,7 @@ impl<S: PageStore> Rows<S> {
         let more = (count - ids.len()) as u64;
         let end = u64::from(self.slots()) + more;
         if end > MAX_SLOTS {
-            return Err(Error::Full {
-                limit: MAX_SLOTS,
-                wanted: end,
-            });
+            return Err(Error::Full { limit: MAX_SLOTS, wanted: end });
         }
         ids.extend(self.slots()..end as u32);
         Ok(ids)
@@ -418,11 +390,7 @@ impl<S: PageStore> Rows<S> {
         change.put_record(self.array(NODES)?, id, node.as_bytes())?;
         if let Some(old) = replaces {
             let mut dead = self.node(old)?;
-            dead.set_state(if dead.is(State::Twin) {
-                State::DeadTwin
-            } else {
-                State::Tombstone
-            });
+            dead.set_state(if dead.is(State::Twin) { State::DeadTwin } else { State::Tombstone });
             meta.live = (meta.live.get() - 1).into();
             meta.tombstones = (meta.tombstones.get() + 1).into();
             change.put_record(self.array(NODES)?, old, dead.as_bytes())?;
@@ -440,11 +408,7 @@ impl<S: PageStore> Rows<S> {
     pub(crate) fn bury(&mut self, id: u32) -> Result<()> {
         let mut node = self.node(id)?;
         let key = node.key.get();
-        node.set_state(if node.is(State::Twin) {
-            State::DeadTwin
-        } else {
-            State::Tombstone
-        });
+        node.set_state(if node.is(State::Twin) { State::DeadTwin } else { State::Tombstone });
         let mut meta = self.meta;
         meta.live = meta.live.get().saturating_sub(1).into();
         meta.tombstones = (meta.tombstones.get() + 1).into();

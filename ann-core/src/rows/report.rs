@@ -40,10 +40,7 @@ impl<S: PageStore> Rows<S> {
     /// The vector of a key, as it was given.
     pub(crate) fn get<T: Element>(&self, key: u64) -> Result<Option<Vec<T>>> {
         if T::DTYPE != self.space.dtype {
-            return Err(Error::ElementType {
-                got: T::DTYPE,
-                want: self.space.dtype,
-            });
+            return Err(Error::ElementType { got: T::DTYPE, want: self.space.dtype });
         }
         let Some(id) = self.id_of(key)? else {
             return Ok(None);
@@ -61,9 +58,7 @@ impl<S: PageStore> Rows<S> {
             twins += usize::from(self.node(id)?.is(State::Twin));
         }
         let bytes = |number: usize| {
-            self.arrays[number]
-                .as_ref()
-                .map_or(0, |array: &Array| array.pages() * page_size as u64)
+            self.arrays[number].as_ref().map_or(0, |array: &Array| array.pages() * page_size as u64)
         };
         Ok(Stats {
             kind: self.meta.kind(),
@@ -85,11 +80,10 @@ impl<S: PageStore> Rows<S> {
     pub(crate) fn verify(&self) -> Result<()> {
         let (mut live, mut dead, mut free) = (0, 0, 0);
         let mut keys = hashbrown::HashSet::new();
-        keys.try_reserve(self.len())
-            .map_err(|_| Error::OutOfMemory {
-                what: "verification",
-                bytes: self.len() as u64 * 9,
-            })?;
+        keys.try_reserve(self.len()).map_err(|_| Error::OutOfMemory {
+            what: "verification",
+            bytes: self.len() as u64 * 9,
+        })?;
         let mut on_chain = 0;
         for id in 0..self.slots() {
             let node = self.node(id)?;
@@ -128,10 +122,7 @@ impl<S: PageStore> Rows<S> {
             Ok::<u32, Error>(sum + u32::from(node.is(State::Twin) || node.is(State::DeadTwin)))
         })?;
         if twins != on_chain {
-            return Err(Error::corrupt(
-                0,
-                format!("{twins} twins, {on_chain} of them on chains"),
-            ));
+            return Err(Error::corrupt(0, format!("{twins} twins, {on_chain} of them on chains")));
         }
         let listed = self.free_ids(free as usize)?;
         if listed.iter().any(|&id| id >= self.slots()) {

@@ -48,11 +48,7 @@ enum Finish {
 
 impl Space {
     pub(crate) fn new(dim: usize, dtype: DType, metric: Metric, isa: Option<Isa>) -> Result<Space> {
-        let op = if metric == Metric::L2sq {
-            Op::L2sq
-        } else {
-            Op::Dot
-        };
+        let op = if metric == Metric::L2sq { Op::L2sq } else { Op::Dot };
         let kernel = match isa {
             None => Kernel::new(dtype, op, dim),
             Some(isa) => Kernel::with_isa(dtype, op, dim, isa).ok_or_else(|| {
@@ -62,14 +58,7 @@ impl Space {
         let vector_bytes = dim * dtype.size();
         let tail = if metric == Metric::L2sq { 0 } else { 4 };
         let stride = round_stride(vector_bytes.next_multiple_of(4) + tail);
-        Ok(Space {
-            dim,
-            dtype,
-            metric,
-            kernel,
-            vector_bytes,
-            stride,
-        })
+        Ok(Space { dim, dtype, metric, kernel, vector_bytes, stride })
     }
 
     /// Bytes a row takes.
@@ -92,8 +81,7 @@ impl Space {
         let sizes = (13..=20).map(|log| 1 << log);
         let waste = |&size: &usize| Array::waste(self.stride, size);
         let good = sizes.clone().find(|size| waste(size) <= 0.04);
-        good.or_else(|| sizes.min_by(|a, b| waste(a).total_cmp(&waste(b))))
-            .unwrap_or(8192)
+        good.or_else(|| sizes.min_by(|a, b| waste(a).total_cmp(&waste(b)))).unwrap_or(8192)
     }
 
     /// The metric's own float for a vector: `1 / |v|`, `|v|^2`, or 0 where it needs none.
@@ -108,16 +96,10 @@ impl Space {
     /// Checks a vector at the door; `row` is for the message.
     pub(crate) fn check<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
         if T::DTYPE != self.dtype {
-            return Err(Error::ElementType {
-                got: T::DTYPE,
-                want: self.dtype,
-            });
+            return Err(Error::ElementType { got: T::DTYPE, want: self.dtype });
         }
         if vector.len() != self.dim {
-            return Err(Error::Dimension {
-                got: vector.len(),
-                want: self.dim,
-            });
+            return Err(Error::Dimension { got: vector.len(), want: self.dim });
         }
         // Integers are finite, and their norms are no worry.
         if matches!(self.dtype, DType::F32 | DType::F16) {
@@ -125,19 +107,12 @@ impl Space {
             if !norm.is_finite() {
                 let bad = vector.iter().position(|v| !v.to_f32().is_finite());
                 if let Some(column) = bad {
-                    return Err(Error::NotFinite {
-                        row,
-                        column,
-                        value: vector[column].to_f32(),
-                    });
+                    return Err(Error::NotFinite { row, column, value: vector[column].to_f32() });
                 }
             }
             // Beyond it, sums of products could become infinite and their difference NaN.
             if norm > f64::from(f32::MAX) / 4.0 {
-                return Err(Error::TooLong {
-                    row,
-                    norm: norm.sqrt(),
-                });
+                return Err(Error::TooLong { row, norm: norm.sqrt() });
             }
         }
         if self.metric == Metric::Cosine && !self.tail(vector).is_finite() {
@@ -188,8 +163,7 @@ impl Space {
 
     /// Prepares an encoded row (without its padding, if need be) as a search query.
     pub(crate) fn probe(&self, row: &[u8], probe: &mut Probe) {
-        self.kernel
-            .prepare(&row[..self.vector_bytes], &mut probe.query);
+        self.kernel.prepare(&row[..self.vector_bytes], &mut probe.query);
         probe.finish = match self.metric {
             Metric::L2sq => Finish::Raw,
             Metric::InnerProduct => Finish::Negate,
@@ -295,9 +269,7 @@ impl Space {
         for part in 0..vectors.span() {
             let body = store.read(vectors.part(id, part).ok_or_else(missing)?)?;
             let vector = self.vector_bytes.saturating_sub(at).min(body.len());
-            raw += self
-                .kernel
-                .part(&probe.query, at / self.dtype.size(), &body[..vector]);
+            raw += self.kernel.part(&probe.query, at / self.dtype.size(), &body[..vector]);
             if (at..at + body.len()).contains(&self.tail_at()) {
                 tail = float_at(&body, self.tail_at() - at);
             }

@@ -1,12 +1,15 @@
-//! Flushes that fail, processes that are killed and disks that lose their power, each at every step.
+//! Flushes that fail and processes that are killed, at every step, and journals that are not what they should be.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 
-use super::super::testdisk::{PowerCut, TestDisk};
+use crc32c::{crc32c, crc32c_append};
+
+use super::super::testing::TestDisk;
 use super::*;
 
 /// Some changes: to pages there are, and to new ones every other time.
-fn commit(store: &mut MmapStore, rng: &mut Rng) -> Result<()> {
+pub(super) fn commit(store: &mut MmapStore, rng: &mut Rng) -> Result<()> {
     if rng.below(2) == 0 {
         store.grow(store.page_count() + rng.below(3) as u32)?;
     }
@@ -17,7 +20,7 @@ fn commit(store: &mut MmapStore, rng: &mut Rng) -> Result<()> {
 }
 
 /// A file with one flush made, and the store with changes that are not flushed.
-fn changed(disk: &TestDisk, path: &Path, rng: &mut Rng) -> (MmapStore, State) {
+pub(super) fn changed(disk: &TestDisk, path: &Path, rng: &mut Rng) -> (MmapStore, State) {
     let mut store = disk.create(path, 4096).unwrap();
     store.grow(6).unwrap();
     commit(&mut store, rng).unwrap();
@@ -33,7 +36,7 @@ fn a_flush_that_failed_can_be_tried_again() {
     let mut combinations = 0;
     for first in 0.. {
         for second in 0.. {
-            let folder = folder();
+            let folder = quick_folder();
             let path = folder.path().join("a");
             let (disk, mut rng) = (TestDisk::default(), Rng(first as u64));
             let (mut store, flushed) = changed(&disk, &path, &mut rng);
@@ -59,10 +62,7 @@ fn a_flush_that_failed_can_be_tried_again() {
             assert!(leftovers(&path).is_empty());
             combinations += 1;
             if !failures[0] {
-                assert!(
-                    combinations > 100,
-                    "only {combinations} combinations of failures"
-                );
+                assert!(combinations > 100, "only {combinations} combinations of failures");
                 return;
             }
             if !failures[1] {
@@ -76,7 +76,7 @@ fn a_flush_that_failed_can_be_tried_again() {
 fn a_process_killed_in_a_flush_leaves_all_or_nothing() {
     let (mut old, mut new) = (0, 0);
     for step in 0.. {
-        let folder = folder();
+        let folder = quick_folder();
         let path = folder.path().join("a");
         let (disk, mut rng) = (TestDisk::default(), Rng(step as u64));
         let (mut store, flushed) = changed(&disk, &path, &mut rng);
@@ -94,10 +94,7 @@ fn a_process_killed_in_a_flush_leaves_all_or_nothing() {
         let read = state(&reader);
         drop(reader);
         assert!(read == flushed || read == changed, "killed at {step}");
-        assert!(
-            state(&MemStore::load(&path).unwrap()) == read,
-            "killed at {step}"
-        );
+        assert!(state(&MemStore::load(&path).unwrap()) == read, "killed at {step}");
         if read == flushed {
             old += 1
         } else {
@@ -119,7 +116,7 @@ fn a_process_killed_in_a_flush_leaves_all_or_nothing() {
 
 #[test]
 fn changes_of_many_pages_are_flushed_between_writes() {
-    let folder = folder();
+    let folder = quick_folder();
     let path = folder.path().join("a");
     let (disk, mut rng) = (TestDisk::default(), Rng(1));
     let mut store = disk.create(&path, 4096).unwrap();
@@ -132,82 +129,91 @@ fn changes_of_many_pages_are_flushed_between_writes() {
     }
     // A flush that is due and fails refuses the write, which can be tried again.
     disk.fail_after(0, false);
-    while scribble(&mut store, &mut rng).is_ok() {
+    let refused = (0..5).any(|_| {
+        let refused = scribble(&mut store, &mut rng).is_err();
         states.push(state(&store));
-    }
-    assert!(state(&store) == *states.last().unwrap());
+        refused
+    });
+    assert!(refused && states[states.len() - 1] == states[states.len() - 2]);
     scribble(&mut store, &mut rng).unwrap();
     disk.fail_after(0, true);
     drop(store);
     let found = state(&MmapStore::open(&path).unwrap());
-    let at = states
-        .iter()
-        .position(|state| *state == found)
-        .expect("a state between two writes");
-    assert!(
-        at > states.len() - 4,
-        "{at} of {} states were flushed",
-        states.len()
-    );
+    let at = states.iter().position(|state| *state == found).expect("a state between two writes");
+    assert!(at > states.len() - 4, "{at} of {} states were flushed", states.len());
 }
 
-/// A file whose journal is whole, but none of it in the file yet.
-fn pending(disk: &TestDisk, path: &Path, rng: &mut Rng) -> (State, State) {
-    for step in 0.. {
-        let _ = fs::remove_file(path);
-        let (mut store, flushed) = changed(disk, path, rng);
+/// Kills a flush at the moment when the journal is whole and none of it is in the file yet. `make` makes a file and
+/// changes it; the state that the journal leads to.
+fn pending(path: &Path, make: impl Fn(&TestDisk) -> MmapStore) -> State {
+    let disk = TestDisk::default();
+    for step in 0..100 {
+        let mut store = make(&disk);
         let changed = state(&store);
         disk.fail_after(step, true);
         store.flush().unwrap_err();
         drop(store);
         disk.heal();
         if state(&MmapStore::open(path).unwrap()) == changed {
-            return (flushed, changed);
+            return changed;
         }
+        fs::remove_file(path).unwrap();
     }
-    unreachable!()
+    panic!("no flush was killed when its journal was whole");
 }
 
 #[test]
 fn a_journal_is_for_its_own_file_only() {
-    let folder = folder();
-    let path = folder.path().join("a");
-    let journal = folder.path().join("a.journal");
-    let (disk, mut rng) = (TestDisk::default(), Rng(1));
-    let (_, changed) = pending(&disk, &path, &mut rng);
-    let (before, stale) = (fs::read(&path).unwrap(), fs::read(&journal).unwrap());
+    let folder = quick_folder();
+    let [path, journal, other] = ["a", "a.journal", "b"].map(|name| folder.path().join(name));
 
-    // A file of the same size and history as far as page 0 can tell, but for what was saved in it.
-    let other = filled(MemStore::new(4096).unwrap(), 6, 9);
-    save(&other, &folder.path().join("other")).unwrap();
-    fs::rename(folder.path().join("other"), &path).unwrap();
-    assert!(state(&MmapStore::open(&path).unwrap()) == state(&other));
-    assert!(state(&MmapStore::open_writable(&path).unwrap()) == state(&other));
-
+    // A file of which page 0 is the same, and not only the pages that the journal has.
+    let mut stores = [1, 1].map(|seed| filled(MemStore::new(4096).unwrap(), 6, seed));
+    stores[1].write(&[PageId(3)], |change| change.put(0, 0, b"differs")).unwrap();
+    pending(&path, |disk| {
+        disk.save(&stores[0], &path).unwrap();
+        let mut store = disk.open_writable(&path).unwrap();
+        scribble(&mut store, &mut Rng(2)).unwrap();
+        store
+    });
+    let stale = fs::read(&journal).unwrap();
+    save(&stores[1], &other).unwrap();
+    fs::rename(&other, &path).unwrap();
+    assert!(state(&MmapStore::open(&path).unwrap()) == state(&stores[1]));
+    assert!(state(&MmapStore::open_writable(&path).unwrap()) == state(&stores[1]));
     fs::write(&journal, &stale).unwrap();
-    save(&other, &path).unwrap();
+    save(&stores[1], &path).unwrap();
     assert!(!journal.exists(), "the journal outlived its file");
-
     fs::remove_file(&path).unwrap();
-    fs::write(&journal, &stale).unwrap();
-    assert_eq!(MmapStore::create(&path, 4096).unwrap().page_count(), 0);
+
+    // New files begin alike.
+    pending(&path, |disk| {
+        let mut store = disk.create(&path, 4096).unwrap();
+        store.grow(3).unwrap();
+        store
+    });
+    fs::remove_file(&path).unwrap();
+    drop(MmapStore::create(&path, 4096).unwrap());
+    assert_eq!(MmapStore::open(&path).unwrap().page_count(), 0);
+    fs::remove_file(&path).unwrap();
 
     // Another file's transaction after one of its own.
-    pending(&disk, &folder.path().join("b"), &mut rng);
+    let whole = pending(&path, |disk| changed(disk, &path, &mut Rng(1)).0);
+    pending(&other, |disk| changed(disk, &other, &mut Rng(2)).0);
     let foreign = fs::read(folder.path().join("b.journal")).unwrap();
-    fs::write(&path, &before).unwrap();
-    fs::write(&journal, [stale, foreign].concat()).unwrap();
-    assert!(state(&MmapStore::open_writable(&path).unwrap()) == changed);
+    OpenOptions::new().append(true).open(&journal).unwrap().write_all(&foreign).unwrap();
+    assert!(state(&MmapStore::open_writable(&path).unwrap()) == whole);
 }
 
 #[test]
 fn a_damaged_journal_is_ignored() {
-    let folder = folder();
-    let path = folder.path().join("a");
-    let journal = folder.path().join("a.journal");
-    let (disk, mut rng) = (TestDisk::default(), Rng(1));
-    let (flushed, _) = pending(&disk, &path, &mut rng);
+    let folder = quick_folder();
+    let [path, journal] = ["a", "a.journal"].map(|name| folder.path().join(name));
+    pending(&path, |disk| changed(disk, &path, &mut Rng(1)).0);
     let (file, whole) = (fs::read(&path).unwrap(), fs::read(&journal).unwrap());
+    fs::remove_file(&journal).unwrap();
+    let flushed = state(&MmapStore::open(&path).unwrap());
+    let mut rng = Rng(1);
     for _ in 0..300 {
         let mut bytes = whole.clone();
         match rng.below(4) {
@@ -237,206 +243,48 @@ fn a_damaged_journal_is_ignored() {
     }
 }
 
-/// States that a file may be found in, and when, as operations on the disk are counted, they came to be.
-#[derive(Default)]
-struct History {
-    /// Each with the number of operations before which it was tried to be made durable.
-    states: Vec<(usize, State)>,
-    /// Since which operation each of the states in this list is the least that must be found.
-    durable: Vec<(usize, usize)>,
-}
-
-impl History {
-    fn attempt(&mut self, disk: &TestDisk, store: &MmapStore) {
-        self.states.push((disk.operations(), state(store)));
-    }
-
-    fn succeeded(&mut self, disk: &TestDisk) {
-        self.durable
-            .push((disk.operations(), self.states.len() - 1));
-    }
-
-    /// The states that may be found when the power was cut after `operations`.
-    fn at(&self, operations: usize) -> Option<&[(usize, State)]> {
-        let from = self.durable.iter().rfind(|(at, _)| *at <= operations)?.1;
-        let to = self.states.partition_point(|(at, _)| *at <= operations);
-        Some(&self.states[from..to])
-    }
-}
-
-/// Random changes, flushes, failures, kills and reopens. With `by_itself` the store also flushes when it likes.
-fn live(disk: &TestDisk, path: &Path, rng: &mut Rng, by_itself: bool) -> History {
-    let mut history = History::default();
-    let open = |disk: &TestDisk, history: &mut History, store: Result<MmapStore>| {
-        let mut store = store.unwrap();
-        history.attempt(disk, &store);
-        history.succeeded(disk);
-        store
-            .set_dirty_limit(if by_itself { 4 } else { usize::MAX })
-            .unwrap();
-        store.grow(4).unwrap();
-        store
-    };
-    let mut store = open(disk, &mut history, disk.create(path, 4096));
-    for _ in 0..25 {
-        if rng.below(2) == 0 {
-            disk.fail_after(rng.below(30), rng.below(2) == 0);
-        }
-        for _ in 0..rng.below(6) {
-            if by_itself {
-                history.attempt(disk, &store);
+/// Sound checksums prove nothing: whatever a journal says, it is an answer or an error.
+#[test]
+fn a_forged_journal_does_no_harm() {
+    let folder = quick_folder();
+    let [path, journal] = ["a", "a.journal"].map(|name| folder.path().join(name));
+    pending(&path, |disk| changed(disk, &path, &mut Rng(1)).0);
+    let (file, whole) = (fs::read(&path).unwrap(), fs::read(&journal).unwrap());
+    let mut rng = Rng(1);
+    let mut used = 0;
+    for _ in 0..500 {
+        let mut bytes = whole.clone();
+        let (head, images) = bytes.split_at_mut(HEADER);
+        for _ in 0..rng.below(3) + 1 {
+            let word = [0, 1, 2, 3, 7, 4096, 8192, u32::MAX][rng.below(8)].to_le_bytes();
+            match rng.below(4) {
+                0 => head[4 + 4 * rng.below(9)..][..4].copy_from_slice(&word),
+                _ => {
+                    let image = 4096 * rng.below(images.len() / 4096);
+                    images[image + 4 + 4 * rng.below(9)..][..4].copy_from_slice(&word);
+                }
             }
-            // What fails here was injected, and must leave the store as it was.
-            let _ = match rng.below(3) {
-                0 => store.grow(store.page_count() + rng.below(3) as u32),
-                _ => scribble(&mut store, rng),
-            };
         }
-        history.attempt(disk, &store);
-        if store.flush().is_ok() {
-            history.succeeded(disk);
+        let mut digest = 0;
+        for image in images.chunks_mut(4096) {
+            let checksum = crc32c(&image[4..]).to_le_bytes();
+            image[..4].copy_from_slice(&checksum);
+            digest = crc32c_append(digest, &checksum);
         }
-        if rng.below(4) == 0 {
-            if rng.below(2) == 0 {
-                disk.fail_after(0, true);
-            }
-            drop(store);
-            disk.heal();
-            // Killed again, perhaps, in the middle of recovering.
-            disk.fail_after(rng.below(6), true);
-            let _ = disk.open_writable(path);
-            disk.heal();
-            store = open(disk, &mut history, disk.open_writable(path));
-        }
-        disk.heal();
-    }
-    history
-}
-
-/// Cuts the power at random moments from `since` on, once in `rarely`. How often, and how often what was found was
-/// newer than the last flush that succeeded.
-fn cuts(
-    history: &History,
-    disk: &TestDisk,
-    rng: &mut Rng,
-    since: usize,
-    rarely: usize,
-) -> (usize, usize) {
-    let (mut cuts, mut newer) = (0, 0);
-    let mut power = PowerCut::default();
-    for (operations, record) in (1..).zip(&disk.log()) {
-        power.apply(record);
-        let Some(allowed) = history.at(operations) else {
-            continue;
-        };
-        if operations < since || rng.below(rarely) > 0 {
-            continue;
-        }
-        let found = folder();
-        let path = found.path().join("a");
-        power.cut(rng, found.path()).unwrap();
-        let what = format!("cut after operation {operations}, {record:.60?}");
-        let reader = MmapStore::open(&path).expect(&what);
-        reader.verify_pages().expect(&what);
-        let read = state(&reader);
-        drop(reader);
-        let at = allowed.iter().position(|(_, state)| *state == read);
-        let at = at.unwrap_or_else(|| panic!("{what}: none of {} states", allowed.len()));
-        newer += usize::from(at > 0);
-        let writer = MmapStore::open_writable(&path).expect(&what);
-        writer.verify_pages().expect(&what);
-        assert!(
-            state(&writer) == read,
-            "{what}: a reader saw another state than a writer"
-        );
-        cuts += 1;
-    }
-    (cuts, newer)
-}
-
-#[test]
-fn a_power_cut_leaves_what_was_flushed() {
-    let (mut done, mut newer) = (0, 0);
-    for seed in 0..20 {
-        let (mut rng, disk, lived) = (Rng(seed), TestDisk::default(), folder());
-        let history = live(&disk, &lived.path().join("a"), &mut rng, seed % 2 == 1);
-        let counts = cuts(&history, &disk, &mut rng, 0, 20);
-        (done, newer) = (done + counts.0, newer + counts.1);
-    }
-    assert!(
-        done > 200 && newer > 20,
-        "{done} cuts, {newer} with more than was flushed"
-    );
-}
-
-/// As after a kill or an error nothing that was written before need be durable.
-#[test]
-fn a_power_cut_after_a_kill_or_an_error_leaves_what_was_flushed() {
-    for (step, killed) in (0..).flat_map(|step| [(step, false), (step, true)]) {
-        let (mut rng, disk, lived) = (Rng(step as u64), TestDisk::default(), folder());
-        let path = lived.path().join("a");
-        let mut history = History::default();
-        let (mut store, flushed) = changed(&disk, &path, &mut rng);
-        history.states.push((0, flushed));
-        history.succeeded(&disk);
-        history.attempt(&disk, &store);
-        disk.fail_after(step, killed);
-        let done = store.flush();
-        let since = disk.operations();
-        if killed {
-            drop(store);
-            disk.heal();
-            store = disk.open_writable(&path).unwrap();
-        } else {
-            disk.heal();
-            commit(&mut store, &mut rng).unwrap();
-            history.attempt(&disk, &store);
-            store.flush().unwrap();
-        }
-        history.attempt(&disk, &store);
-        history.succeeded(&disk);
-        for _ in 0..4 {
-            cuts(&history, &disk, &mut rng, since, 1);
-        }
-        if done.is_ok() {
-            assert!(step > 10, "a flush has {step} steps");
-            return;
+        head[28..32].copy_from_slice(&u32::to_le_bytes(digest));
+        let checksum = crc32c(&head[4..]).to_le_bytes();
+        head[..4].copy_from_slice(&checksum);
+        fs::write(&path, &file).unwrap();
+        fs::write(&journal, &bytes).unwrap();
+        let read =
+            MmapStore::open(&path).map(|store| (state(&store), store.verify_pages().is_ok()));
+        let loaded = MemStore::load(&path).map(|store| state(&store));
+        let written = MmapStore::open_writable(&path).map(|store| state(&store));
+        used += usize::from(written.is_ok());
+        assert_eq!(read.is_ok(), written.is_ok());
+        if let Ok((read, whole)) = read {
+            assert!(read == written.unwrap() && whole == loaded.is_ok());
         }
     }
-}
-
-#[test]
-fn a_power_cut_in_a_save_leaves_the_old_file_or_the_new() {
-    let lived = folder();
-    let path = lived.path().join("a");
-    let (disk, mut rng) = (TestDisk::default(), Rng(1));
-    let stores = [5, 9, 4].map(|pages| filled(MemStore::new(4096).unwrap(), pages, pages.into()));
-    let ends = stores.each_ref().map(|store| {
-        disk.save(store, &path).unwrap();
-        disk.operations()
-    });
-    let mut power = PowerCut::default();
-    let mut found = [0; 3];
-    for (operations, record) in (1..).zip(&disk.log()) {
-        power.apply(record);
-        let durable = ends.iter().filter(|&&end| end <= operations).count();
-        for _ in 0..if durable > 0 { 20 } else { 0 } {
-            let after = folder();
-            power.cut(&mut rng, after.path()).unwrap();
-            let loaded = state(&MemStore::load(&after.path().join("a")).unwrap());
-            let at = stores
-                .iter()
-                .position(|store| state(store) == loaded)
-                .expect("a whole file");
-            assert!(
-                at + 1 == durable || at == durable,
-                "save {at} found, {durable} returned"
-            );
-            found[at] += 1;
-        }
-    }
-    assert!(
-        found.iter().all(|&count| count > 10),
-        "found each save {found:?} times"
-    );
+    assert!(used > 100 && used < 500, "{used} forged journals were used");
 }

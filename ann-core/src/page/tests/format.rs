@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crc32c::crc32c;
 
-use super::super::testdisk::TestDisk;
+use super::super::testing::TestDisk;
 use super::*;
 
 /// A saved file of seven pages of 4 KiB.
@@ -51,17 +51,9 @@ fn a_file_is_as_the_format_says() {
     let bytes = fs::read(&path).unwrap();
     assert_eq!(bytes.len(), 7 * 4096);
     for (page, image) in bytes.chunks(4096).enumerate() {
-        assert_eq!(
-            word(image, 0),
-            crc32c(&image[4..]),
-            "checksum of page {page}"
-        );
+        assert_eq!(word(image, 0), crc32c(&image[4..]), "checksum of page {page}");
         assert_eq!(word(image, 4), page as u32);
-        assert_eq!(
-            (word(image, 8), word(image, 12)),
-            (1, 0),
-            "sequence number of page {page}"
-        );
+        assert_eq!((word(image, 8), word(image, 12)), (1, 0), "sequence number of page {page}");
         assert!(image[HEADER..] == *store.read(PageId(page as u32)).unwrap());
         if page > 0 {
             assert!(image[16..HEADER].iter().all(|&byte| byte == 0));
@@ -98,10 +90,7 @@ fn a_saved_file_depends_on_the_pages_alone() {
     drop(filled(MmapStore::create(&two, 4096).unwrap(), 7, 3));
     let copy = MmapStore::open(&two).unwrap();
     save(&copy, &folder.path().join("three")).unwrap();
-    assert_eq!(
-        fs::read(&one).unwrap(),
-        fs::read(folder.path().join("three")).unwrap()
-    );
+    assert_eq!(fs::read(&one).unwrap(), fs::read(folder.path().join("three")).unwrap());
     assert!(state(&store) == state(&copy));
 }
 
@@ -114,30 +103,16 @@ fn what_is_not_ours_is_refused() {
         fs::write(&path, bytes).unwrap();
         for error in opened(&path).map(error_of) {
             assert!(matches!(error, Error::NotAnIndex { .. }), "{error}");
-            assert!(
-                error.to_string().contains(path.to_str().unwrap()),
-                "{error}"
-            );
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         }
-        assert_eq!(
-            fs::read(&path).unwrap(),
-            bytes,
-            "a file that is not ours was changed"
-        );
+        assert_eq!(fs::read(&path).unwrap(), bytes, "a file that is not ours was changed");
     }
     for error in opened(folder.path()).map(error_of) {
         assert!(matches!(error, Error::NotAnIndex { .. }), "{error}");
     }
-    for missing in [
-        folder.path().join("none"),
-        folder.path().join("no/folder"),
-        "".into(),
-    ] {
+    for missing in [folder.path().join("none"), folder.path().join("no/folder"), "".into()] {
         for error in opened(&missing).map(error_of) {
-            assert!(
-                matches!(&error, Error::Io { path, .. } if *path == missing),
-                "{error}"
-            );
+            assert!(matches!(&error, Error::Io { path, .. } if *path == missing), "{error}");
         }
     }
 }
@@ -149,19 +124,13 @@ fn a_newer_version_and_odd_headers_are_refused() {
     saved(&path);
     forge(&path, 0, 24, &2u32.to_le_bytes());
     for error in opened(&path).map(error_of) {
-        assert!(
-            matches!(error, Error::Version { got: 2, newest: 1 }),
-            "{error}"
-        );
+        assert!(matches!(error, Error::Version { got: 2, newest: 1 }), "{error}");
     }
     for (at, value) in [(24, 0), (28, 0), (28, 4097), (28, 2 << 20), (28, u32::MAX)] {
         saved(&path);
         forge(&path, 0, at, &u32::to_le_bytes(value));
         for error in opened(&path).map(error_of) {
-            assert!(
-                matches!(error, Error::Corrupt { page: 0, .. }),
-                "{value} at {at}: {error}"
-            );
+            assert!(matches!(error, Error::Corrupt { page: 0, .. }), "{value} at {at}: {error}");
         }
     }
 }
@@ -173,18 +142,10 @@ fn a_truncated_file_is_refused_and_a_longer_one_is_cut() {
     let store = saved(&path);
     for len in [64, 4095, 4096, 6 * 4096, 7 * 4096 - 1] {
         saved(&path);
-        OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_len(len)
-            .unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
         for error in opened(&path).map(error_of) {
             let page = (len / 4096) as u32;
-            assert!(
-                matches!(error, Error::Corrupt { page: p, .. } if p == page),
-                "{len}: {error}"
-            );
+            assert!(matches!(error, Error::Corrupt { page: p, .. } if p == page), "{len}: {error}");
         }
     }
     saved(&path);
@@ -197,10 +158,7 @@ fn a_truncated_file_is_refused_and_a_longer_one_is_cut() {
     file.write_all(&[0xee; 10_000]).unwrap();
     let mut store = MmapStore::open_writable(&path).unwrap();
     store.grow(10).unwrap();
-    assert!(
-        state(&store)[7..].iter().flatten().all(|&byte| byte == 0),
-        "new pages must be zero"
-    );
+    assert!(state(&store)[7..].iter().flatten().all(|&byte| byte == 0), "new pages must be zero");
 }
 
 #[test]
@@ -216,30 +174,18 @@ fn every_damaged_bit_is_found() {
         bytes[at] ^= 1 << rng.below(8);
         fs::write(&path, &bytes).unwrap();
         let found = MmapStore::open(&path).and_then(|store| store.verify_pages());
-        assert!(
-            found.is_err(),
-            "a bit of byte {at} changed and nobody noticed"
-        );
-        assert!(
-            MemStore::load(&path).is_err(),
-            "a bit of byte {at} was loaded"
-        );
+        assert!(found.is_err(), "a bit of byte {at} changed and nobody noticed");
+        assert!(MemStore::load(&path).is_err(), "a bit of byte {at} was loaded");
     }
     let mut swapped = good.clone();
     swapped.copy_within(3 * 4096..4 * 4096, 4 * 4096);
     fs::write(&path, &swapped).unwrap();
     let found = error_of(MmapStore::open(&path).unwrap().verify_pages());
-    assert_eq!(
-        found.to_string(),
-        "page 4 is corrupt: page 3 lies in its place"
-    );
+    assert_eq!(found.to_string(), "page 4 is corrupt: page 3 lies in its place");
     fs::write(&path, &good).unwrap();
     forge(&path, 2, 8, &9u64.to_le_bytes());
     let found = error_of(MmapStore::open(&path).unwrap().verify_pages());
-    assert_eq!(
-        found.to_string(),
-        "page 2 is corrupt: it is of flush 9, page 0 of flush 1"
-    );
+    assert_eq!(found.to_string(), "page 2 is corrupt: it is of flush 9, page 0 of flush 1");
 }
 
 #[test]
@@ -290,11 +236,7 @@ fn one_writer_or_many_readers() {
     drop(reader);
 
     let writer = MmapStore::open_writable(&path).unwrap();
-    assert!(
-        opened(&path)
-            .into_iter()
-            .all(|result| locked(result.map(|_| ())))
-    );
+    assert!(opened(&path).into_iter().all(|result| locked(result.map(|_| ()))));
     assert!(locked(save(&store, &path)));
     assert!(leftovers(&path).is_empty());
     drop(writer);
@@ -366,11 +308,7 @@ fn a_save_that_fails_changes_nothing() {
                 // Once renamed there is only the new file; what failed is to make its name durable.
                 let synced = error.to_string().contains("syncing the folder");
                 assert!(loaded == if synced { state(&new) } else { state(&old) });
-                assert!(
-                    leftovers(&path).is_empty(),
-                    "step {step} left {:?}",
-                    leftovers(&path)
-                );
+                assert!(leftovers(&path).is_empty(), "step {step} left {:?}", leftovers(&path));
             }
         }
     }

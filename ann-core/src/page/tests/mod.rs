@@ -2,6 +2,7 @@
 
 mod crash;
 mod format;
+mod power;
 
 use std::fs;
 use std::path::Path;
@@ -19,11 +20,14 @@ fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// A folder in memory, where the system has one: what is simulated here needs no disk to wait for.
+fn quick_folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| folder())
+}
+
 /// The bodies of all pages.
 fn state(store: &impl PageStore) -> State {
-    (0..store.page_count())
-        .map(|page| store.read(PageId(page)).unwrap().to_vec())
-        .collect()
+    (0..store.page_count()).map(|page| store.read(PageId(page)).unwrap().to_vec()).collect()
 }
 
 /// Writes `byte` to a few places of some pages, page 0 among them.
@@ -106,27 +110,9 @@ fn a_page_size_is_checked() {
     let path = folder.path().join("a");
     for page_size in [0, 1, 2048, 4095, 12288, 2 << 20, usize::MAX] {
         let made = MemStore::new(page_size).map(|_| ());
-        assert!(
-            matches!(
-                made,
-                Err(Error::Parameter {
-                    name: "page_size",
-                    ..
-                })
-            ),
-            "{page_size}"
-        );
+        assert!(matches!(made, Err(Error::Parameter { name: "page_size", .. })), "{page_size}");
         let made = MmapStore::create(&path, page_size).map(|_| ());
-        assert!(
-            matches!(
-                made,
-                Err(Error::Parameter {
-                    name: "page_size",
-                    ..
-                })
-            ),
-            "{page_size}"
-        );
+        assert!(matches!(made, Err(Error::Parameter { name: "page_size", .. })), "{page_size}");
         assert!(!path.exists());
     }
 }
@@ -147,17 +133,31 @@ fn grows(mut store: impl PageStore) {
     while pages < 4000 {
         for page in store.page_count()..pages {
             store.grow(page + 1).unwrap();
-            store
-                .write(&[PageId(page)], |change| {
-                    change.put(0, 9, &page.to_le_bytes())
-                })
-                .unwrap();
+            store.write(&[PageId(page)], |change| change.put(0, 9, &page.to_le_bytes())).unwrap();
         }
         for page in 0..pages {
             assert_eq!(store.read(PageId(page)).unwrap()[9..13], page.to_le_bytes());
         }
         pages += 1 + pages / 3;
     }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn pages_that_are_not_written_take_no_memory() {
+    let resident = || {
+        let pages = fs::read_to_string("/proc/self/statm").unwrap();
+        4096 * pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap()
+    };
+    let before = resident();
+    let mut store = MemStore::new(8192).unwrap();
+    for pages in [1 << 15, 1 << 16, 1 << 17] {
+        store.grow(pages).unwrap();
+        store.write(&[PageId(pages - 1)], |change| change.put(0, 0, &[1])).unwrap();
+    }
+    assert_eq!(store.read(PageId((1 << 15) - 1)).unwrap()[0], 1);
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 256 << 20, "a store of 1 GiB with three pages written takes {grown} bytes");
 }
 
 #[test]
@@ -176,10 +176,7 @@ fn a_faulty_store_fails_once_and_changes_nothing() {
     assert!(matches!(store.grow(9), Err(Error::Io { .. })) && store.page_count() == 5);
     store.fail_after(1);
     store.flush().unwrap();
-    assert!(matches!(
-        scribble(&mut store, &mut rng),
-        Err(Error::Io { .. })
-    ));
+    assert!(matches!(scribble(&mut store, &mut rng), Err(Error::Io { .. })));
     assert!(state(&store) == before);
     scribble(&mut store, &mut rng).unwrap();
     assert!(state(&store) != before);
@@ -192,13 +189,9 @@ fn a_meddler_changes_pages_before_a_write() {
     let mut store = Latched::new(filled(MemStore::new(4096).unwrap(), 2, 1));
     store.meddle(|inner, pages| {
         assert_eq!(pages, [PageId(1)]);
-        inner
-            .write(pages, |change| change.put(0, 0, &[99]))
-            .unwrap();
+        inner.write(pages, |change| change.put(0, 0, &[99])).unwrap();
     });
-    let seen = store
-        .write(&[PageId(1)], |pages| Ok(pages.body(0)[0]))
-        .unwrap();
+    let seen = store.write(&[PageId(1)], |pages| Ok(pages.body(0)[0])).unwrap();
     assert_eq!(seen, 99);
 }
 
@@ -232,7 +225,5 @@ fn guards_of_different_threads_do_not_meet() {
 fn leftovers(path: &Path) -> Vec<String> {
     let names = fs::read_dir(path.parent().unwrap()).unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names
-        .filter(|name| path.file_name().unwrap() != name.as_str())
-        .collect()
+    names.filter(|name| path.file_name().unwrap() != name.as_str()).collect()
 }
