@@ -1,0 +1,42 @@
+"""Approximate nearest neighbour search: HNSW on pages, in memory or in mmap files.
+
+>>> import ann, numpy as np
+>>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype("f4")
+>>> index = ann.HNSW(16, metric="cosine")
+>>> ids = index.add(x)
+>>> found, distances = index.search(x[:5], k=3)
+>>> found.shape, distances.dtype.name
+((5, 3), 'float32')
+>>> [int(id) for id in found[:, 0]]
+[0, 1, 2, 3, 4]
+"""
+
+from ann._index import HNSW, DType, Flat, Index, Metric, Stats, open
+from ann.errors import (
+    ChangedError,
+    DimensionError,
+    Error,
+    FormatError,
+    InputError,
+    LockedError,
+    ReadOnlyError,
+    UnknownIdError,
+)
+
+__all__ = [
+    "HNSW",
+    "ChangedError",
+    "DType",
+    "DimensionError",
+    "Error",
+    "Flat",
+    "FormatError",
+    "Index",
+    "InputError",
+    "LockedError",
+    "Metric",
+    "ReadOnlyError",
+    "Stats",
+    "UnknownIdError",
+    "open",
+]

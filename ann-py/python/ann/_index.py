@@ -1,0 +1,458 @@
+"""The indexes: what all of them can do, and what each kind has of its own."""
+
+from __future__ import annotations
+
+import operator
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, SupportsIndex, TypedDict, TypeVar, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from ann import _input
+from ann._ann import Cursor, Engine
+from ann._input import Filter
+from ann._progress import Progress, reporting
+from ann.errors import DimensionError, UnknownIdError
+
+Metric = Literal["l2sq", "ip", "cosine"]
+DType = Literal["f32", "f16", "i8", "u8"]
+
+_Path = Union[str, "os.PathLike[str]"]
+_Ids = npt.NDArray[np.int64]
+_Distances = npt.NDArray[np.float32]
+_Self = TypeVar("_Self", bound="Index")
+
+# An iterator fetches a few hits at first and more each time, up to this many.
+_FIRST_FETCH, _LAST_FETCH = 16, 1024
+
+
+class Stats(TypedDict):
+    """What an index is made of; see `Index.stats`."""
+
+    kind: str
+    len: int
+    tombstones: int
+    slots: int
+    twins: int
+    links: int
+    upper_links: int
+    levels: int
+    page_size: int
+    bytes: int
+    bytes_by_part: dict[str, int]
+    key_map_bytes: int
+    instruction_set: str
+
+
+class Index:
+    """What `HNSW` and `Flat` have in common.
+
+    Vectors are rows of `dim` elements. Whatever numpy makes an array of is taken and converted to
+    the index's element type; a value that type cannot hold is an error. Arrays are best
+    C-contiguous and of that type already: others are copied. Do not change an array while a call
+    works on it.
+
+    Distances are smaller the nearer: squared Euclidean distance for `"l2sq"`, the negated inner
+    product for `"ip"`, 1 - cosine for `"cosine"`.
+
+    Ids are integers from 0 to 2**63 - 1, each held once.
+
+    All methods may be called from many threads. Searches go on while another thread adds; changes
+    wait for one another. `threads=0` means one for each core.
+
+    Bad input raises `ann.InputError`, which is a `ValueError`, and leaves the index as it was.
+    """
+
+    __slots__ = ("__weakref__", "_engine")
+    _engine: Engine
+
+    def __init__(self) -> None:
+        raise TypeError("make an ann.HNSW or an ann.Flat, or open a file with ann.open")
+
+    @property
+    def dim(self) -> int:
+        """Elements of a vector."""
+        return self._engine.dim
+
+    @property
+    def metric(self) -> Metric:
+        """How vectors are compared."""
+        metric: Metric = self._engine.metric
+        return metric
+
+    @property
+    def dtype(self) -> DType:
+        """The type of the elements."""
+        dtype: DType = self._engine.dtype
+        return dtype
+
+    def add(
+        self,
+        x: npt.ArrayLike,
+        ids: npt.ArrayLike | None = None,
+        *,
+        threads: SupportsIndex = 0,
+        progress: Progress = False,
+    ) -> _Ids:
+        """Adds vectors and returns their ids.
+
+        The index that comes out does not depend on the number of threads. Ctrl-C, or an exception
+        from `progress`, ends the call early and leaves the vectors added so far in the index.
+
+        Args:
+            x: `(n, dim)` vectors, or one of shape `(dim,)`.
+            ids: `n` ids; without them, the next ones after the largest that was ever given.
+            threads: how many to use; 0 means one for each core.
+            progress: True for a bar (by tqdm, if it is installed) on stderr, or a function that is
+                called with (vectors done, vectors in all) several times a second.
+
+        Returns:
+            `n` int64 ids.
+
+        Raises:
+            InputError: NaN or infinity, a zero vector under cosine, an id that is negative or taken
+                or given twice, not one id for each vector. Nothing is added.
+            DimensionError: vectors of another dimension.
+            ReadOnlyError: the index was opened for reading.
+        """
+        return self._insert(x, ids, False, threads, progress)
+
+    def update(
+        self,
+        x: npt.ArrayLike,
+        ids: npt.ArrayLike,
+        *,
+        threads: SupportsIndex = 0,
+        progress: Progress = False,
+    ) -> None:
+        """Replaces the vectors of ids that are in the index; else as `add`.
+
+        Searches find the old vector of an id until they find the new one.
+
+        Raises:
+            UnknownIdError: an id that is not in the index. Nothing is changed.
+        """
+        self._insert(x, ids, True, threads, progress)
+
+    def _insert(
+        self,
+        x: npt.ArrayLike,
+        ids: npt.ArrayLike | None,
+        replace: bool,
+        threads: SupportsIndex,
+        progress: Progress,
+    ) -> _Ids:
+        rows = _input.vectors(x, self.dtype)
+        given = None if ids is None else _input.ids(ids)
+        with reporting(progress) as report:
+            return self._engine.insert(rows, given, replace, threads, report)
+
+    def remove(self, ids: npt.ArrayLike) -> int:
+        """Removes vectors and returns how many there were. Ids not in the index are ignored."""
+        return self._engine.remove(_input.ids(ids))
+
+    def search(
+        self,
+        q: npt.ArrayLike,
+        k: SupportsIndex = 10,
+        *,
+        ef: SupportsIndex | None = None,
+        filter: Filter | None = None,
+        threads: SupportsIndex = 0,
+    ) -> tuple[_Ids, _Distances]:
+        """Finds the k nearest vectors of each query, nearest first.
+
+        Args:
+            q: `(n, dim)` queries, or one of shape `(dim,)`.
+            k: how many to find, at least 1.
+            ef: candidates that a graph search keeps, from 1 to 1,000,000: more finds more and takes
+                longer. The default is the larger of 64 and 2 k. A flat index does not use it.
+            filter: which vectors may be found: a mask of bools (`mask[id]`; ids beyond it may not),
+                a list or set of ids, or a function from id to bool. A function is called on the
+                calling thread and may search, but not change, an index; what it raises ends the
+                search.
+            threads: for many queries; one is searched on the calling thread.
+
+        Returns:
+            int64 ids and float32 distances, of shape `(n, k)`, or `(k,)` for one query. Where there
+            are fewer than k, id -1 and distance inf follow.
+
+        Raises:
+            InputError: a query that could not be added, k or ef out of range.
+        """
+        queries = _input.vectors(q, self.dtype)
+        return self._engine.search(queries, k, ef, _input.chosen(filter), threads)
+
+    def range_search(
+        self,
+        q: npt.ArrayLike,
+        radius: float,
+        *,
+        ef: SupportsIndex | None = None,
+        filter: Filter | None = None,
+    ) -> Any:
+        """Finds all vectors within a distance, nearest first.
+
+        Args:
+            q: `(n, dim)` queries, or one of shape `(dim,)`.
+            radius: the largest distance: squared for `"l2sq"`, a negated product for `"ip"`.
+            ef: as for `search`; a graph search finds what a pool of that size leads to.
+            filter: as for `search`.
+
+        Returns:
+            int64 ids and float32 distances; for `(n, dim)` queries a list of n such pairs.
+
+        Raises:
+            InputError: as `search`; a radius that is NaN.
+        """
+        queries = _input.vectors(q, self.dtype)
+        found = self._engine.range_search(queries, radius, ef, _input.chosen(filter))
+        return found[0] if queries.ndim == 1 else found
+
+    def iter_search(
+        self,
+        q: npt.ArrayLike,
+        *,
+        ef: SupportsIndex = 64,
+        filter: Filter | None = None,
+    ) -> Iterator[tuple[int, float]]:
+        """Finds vectors one after another for as long as the caller wants more.
+
+        They come nearest first within what one pool of `ef` finds, and nearly so from one pool to
+        the next; none comes twice.
+
+        Args:
+            q: one query of shape `(dim,)`.
+            ef: as for `search`.
+            filter: as for `search`.
+
+        Returns:
+            An iterator of ids and distances. It raises `ChangedError` once the index has changed.
+
+        Raises:
+            InputError: as `search`.
+        """
+        query = _input.vectors(q, self.dtype)
+        if query.ndim != 1:
+            raise DimensionError(f"one query of shape ({self.dim},) is expected, not {query.shape}")
+        return _hits(self._engine.cursor(query, ef), _input.chosen(filter))
+
+    def get(self, id: SupportsIndex) -> npt.NDArray[Any]:
+        """The vector of an id, as it was given: shape `(dim,)`, of the index's element type.
+
+        Raises:
+            UnknownIdError: the id is not in the index. This is a `KeyError`.
+        """
+        number = operator.index(id)
+        vector = self._engine.get(number) if 0 <= number <= _input.MAX_ID else None
+        if vector is None:
+            raise UnknownIdError(f"id {number} is not in the index")
+        return vector
+
+    def __contains__(self, id: SupportsIndex) -> bool:
+        """Whether an id is in the index."""
+        number = operator.index(id)
+        return 0 <= number <= _input.MAX_ID and self._engine.contains(number)
+
+    def __len__(self) -> int:
+        """Vectors in the index."""
+        return len(self._engine)
+
+    def stats(self) -> Stats:
+        """Counts and sizes; all vectors are visited.
+
+        `len` vectors, of which `twins` are identical to others; `tombstones`, removed but still in
+        the graph; `slots` in all, free ones included; `links` at the bottom of the graph and
+        `upper_links` in its `levels` above; `bytes` in pages of `page_size`, and `bytes_by_part`;
+        `key_map_bytes` beside the pages, once ids were looked up; the `instruction_set` in use.
+        """
+        return self._engine.stats()
+
+    def verify(self) -> None:
+        """Checks every invariant of the index, and in a file the checksums of all pages.
+
+        Raises:
+            FormatError: the first one that does not hold.
+        """
+        self._engine.verify()
+
+    def save(self, path: _Path) -> None:
+        """Writes the index to a file, which is replaced as a whole or not at all if it exists.
+
+        Raises:
+            LockedError: the file is open for writing, maybe by this index: `flush` saves it then.
+            OSError: the system refuses.
+        """
+        self._engine.save(path)
+
+    def flush(self) -> None:
+        """Makes all changes to an opened file durable; in memory, does nothing.
+
+        Raises:
+            OSError: the system refuses. The changes are still there and can be flushed again.
+        """
+        self._engine.flush()
+
+    def close(self) -> None:
+        """Flushes, then lets go of the file or the memory. The index cannot be used any more.
+
+        Raises:
+            OSError: the system refuses to flush. The index is still open.
+        """
+        self._engine.close()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with tempfile.TemporaryDirectory(prefix="ann-") as folder:
+            path = Path(folder, "index")
+            self.save(path)
+            return _from_bytes, (path.read_bytes(),)
+
+    def __copy__(self: _Self) -> _Self:
+        with tempfile.TemporaryDirectory(prefix="ann-") as folder:
+            path = Path(folder, "index")
+            self.save(path)
+            return _wrap(Engine.load(path), type(self))
+
+    def __deepcopy__(self: _Self, memo: dict[int, Any]) -> _Self:
+        return self.__copy__()
+
+    def __repr__(self) -> str:
+        names = ["dim", "metric", "dtype", *self._parameters]
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"<ann.{type(self).__name__} of {len(self)} vectors, {values}>"
+
+    _parameters: tuple[str, ...] = ()
+
+
+class HNSW(Index):
+    """An approximate index: a hierarchy of proximity graphs (HNSW, arXiv 1603.09320).
+
+    Args:
+        dim: elements of a vector, from 1 to 65,536.
+        metric: `"l2sq"`, `"ip"` or `"cosine"`.
+        dtype: the type of the elements: `"f32"`, `"f16"`, `"i8"` or `"u8"`.
+        m: links of a vector, from 2 to 256; twice as many at the bottom of the graph. More find
+            more, and take more memory and time.
+        ef_construction: candidates that are kept while building, from 1 to 100,000. More make a
+            better graph, slower.
+        seed: of the order of insertion and the levels, from 0 to 2**64 - 1.
+
+    Raises:
+        InputError: a parameter out of its range.
+
+    >>> import ann, numpy as np
+    >>> index = ann.HNSW(2)
+    >>> ids = index.add([[0, 0], [3, 4], [6, 8]])
+    >>> ids, distances = index.search([3, 3], k=2)
+    >>> ids.tolist(), distances.tolist()
+    ([1, 0], [1.0, 18.0])
+    """
+
+    __slots__ = ()
+    _parameters = ("m", "ef_construction")
+
+    def __init__(
+        self,
+        dim: SupportsIndex,
+        *,
+        metric: Metric = "l2sq",
+        dtype: DType = "f32",
+        m: SupportsIndex = 16,
+        ef_construction: SupportsIndex = 200,
+        seed: SupportsIndex = 0,
+    ) -> None:
+        self._engine = Engine.hnsw(dim, metric, dtype, m, ef_construction, seed)
+
+    @property
+    def m(self) -> int:
+        """Links of a vector."""
+        m: int = self._engine.m
+        return m
+
+    @property
+    def ef_construction(self) -> int:
+        """Candidates that are kept while building."""
+        ef_construction: int = self._engine.ef_construction
+        return ef_construction
+
+
+class Flat(Index):
+    """An exact index: every vector is compared. The right one for a few thousand vectors.
+
+    Args:
+        dim, metric, dtype: as for `HNSW`.
+
+    >>> import ann
+    >>> index = ann.Flat(2, metric="l2sq")
+    >>> index.add([[0, 0], [3, 4]], ids=[10, 20]).tolist()
+    [10, 20]
+    >>> [ids.tolist() for ids in index.range_search([3, 3], radius=1)]
+    [[20], [1.0]]
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self, dim: SupportsIndex, *, metric: Metric = "l2sq", dtype: DType = "f32"
+    ) -> None:
+        self._engine = Engine.flat(dim, metric, dtype)
+
+
+def open(path: _Path, writable: bool = False) -> HNSW | Flat:
+    """Opens a saved index. The file is mapped, not read: that takes no time, whatever the size.
+
+    Args:
+        path: what `save` was given.
+        writable: whether the index is to be changed. Changes are durable after `flush` or `close`,
+            which the end of a `with` block calls.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: as the system says.
+        FormatError: the file is not an index, or truncated, or damaged, or of a newer version.
+        LockedError: it is open for writing elsewhere, or with `writable` for reading.
+    """
+    engine = Engine.open(path, writable)
+    return _wrap(engine, HNSW) if engine.kind == "hnsw" else _wrap(engine, Flat)
+
+
+def _wrap(engine: Engine, kind: type[_Self]) -> _Self:
+    index = kind.__new__(kind)
+    index._engine = engine
+    return index
+
+
+def _from_bytes(content: bytes) -> Index:
+    """What pickle calls: the index in memory."""
+    with tempfile.TemporaryDirectory(prefix="ann-") as folder:
+        path = Path(folder, "index")
+        path.write_bytes(content)
+        engine = Engine.load(path)
+    return _wrap(engine, HNSW) if engine.kind == "hnsw" else _wrap(engine, Flat)
+
+
+def _hits(cursor: Cursor, filter: Any) -> Iterator[tuple[int, float]]:
+    count = _FIRST_FETCH
+    while True:
+        ids, distances = cursor.fetch(count, filter)
+        for hit in zip(ids.tolist(), distances.tolist()):
+            cursor.check()
+            yield hit
+        if len(ids) < count:
+            return
+        count = min(2 * count, _LAST_FETCH)

@@ -1,0 +1,404 @@
+//! The class behind the Python classes: an index of any kind, in memory or in a file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ann_core::{AnyIndex, DType, Error, Flat, Hit, Hnsw, Index, MAX_DIM, MemStore, Metric, Search};
+use ndarray::{Array1, Array2};
+use numpy::{IntoPyArray, PyReadonlyArray1, ToPyArray};
+use pyo3::exceptions::PyOverflowError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use crate::cursor::{Cursor, Found};
+use crate::failure::{Answer, Failure};
+use crate::filter::{Chosen, Given, Prepared};
+use crate::input::{self, Vectors, whole};
+use crate::insert::{Rows, insert};
+use crate::search::each;
+use crate::shared::{Held, Shared};
+use crate::{any, typed};
+
+/// An index and what never changes about it.
+#[pyclass(frozen, module = "ann._ann")]
+pub struct Engine {
+    shared: Arc<Shared>,
+    writable: bool,
+    dtype: DType,
+    metric: Metric,
+    #[pyo3(get)]
+    kind: &'static str,
+    #[pyo3(get)]
+    dim: usize,
+    /// `None` unless it is an HNSW index.
+    #[pyo3(get)]
+    m: Option<usize>,
+    #[pyo3(get)]
+    ef_construction: Option<usize>,
+}
+
+impl Engine {
+    fn new(held: Held, writable: bool) -> Engine {
+        let (kind, m, ef_construction) = match &held {
+            Held::Hnsw(index) => ("hnsw", Some(index.m()), Some(index.ef_construction())),
+            Held::HnswFile(index) => ("hnsw", Some(index.m()), Some(index.ef_construction())),
+            Held::Flat(_) | Held::FlatFile(_) => ("flat", None, None),
+        };
+        any!(&held, index => Engine {
+            writable,
+            dtype: index.dtype(),
+            metric: index.metric(),
+            kind,
+            dim: index.dim(),
+            m,
+            ef_construction,
+            shared: Arc::new(Shared::new(held)),
+        })
+    }
+
+    /// Before anything else that changes the index.
+    fn check_writable(&self) -> Answer<()> {
+        if self.writable { Ok(()) } else { Err(Error::ReadOnly.into()) }
+    }
+
+    fn vectors<'py>(&self, array: &Bound<'py, PyAny>) -> Answer<Vectors<'py>> {
+        Ok(Vectors::of(self.dtype, array)?)
+    }
+
+    fn check_dim(&self, got: usize) -> Answer<()> {
+        match got == self.dim {
+            true => Ok(()),
+            false => Err(Error::Dimension { got, want: self.dim }.into()),
+        }
+    }
+
+    /// Hits for each query, as `place` puts them into `found`.
+    #[expect(clippy::too_many_arguments, reason = "what all searches have in common")]
+    fn search_each<F: Send>(
+        &self,
+        py: Python<'_>,
+        queries: &Vectors<'_>,
+        search: Search<'_>,
+        filter: &Chosen<'_>,
+        radius: Option<f32>,
+        threads: usize,
+        found: &mut [F],
+        place: impl Fn(Vec<Hit>, &mut F) -> Answer<()> + Sync,
+    ) -> Answer<()> {
+        typed!(*queries, rows => {
+            self.check_dim(rows.ncols())?;
+            py.detach(|| {
+                let len = any!(self.shared.read().index()?, index => index.len());
+                let ef = search.ef.map(|ef| ef.max(search.k));
+                let prepared = filter.prepare(ef, len);
+                if let Prepared::Keys(_) = prepared {
+                    // The first list makes the index map all its keys, which takes a while.
+                    any!(self.shared.read_long().index()?, index => index.contains(0))?;
+                }
+                let search = search.filter(prepared.filter());
+                each(&self.shared, filter, threads, found, |held, row, found| {
+                    let query = rows.row(row);
+                    let query = query.to_slice().ok_or_else(not_contiguous)?;
+                    let hits = any!(held, index => match radius {
+                        None => index.search(query, &search),
+                        Some(radius) => index.range_search(query, radius, &search),
+                    });
+                    place(hits?, found)
+                })
+            })
+        })
+    }
+}
+
+#[pymethods]
+impl Engine {
+    #[staticmethod]
+    fn hnsw(
+        dim: &Bound<'_, PyAny>,
+        metric: &str,
+        dtype: &str,
+        m: &Bound<'_, PyAny>,
+        ef_construction: &Bound<'_, PyAny>,
+        seed: &Bound<'_, PyAny>,
+    ) -> Answer<Engine> {
+        let index = Hnsw::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
+            .metric(metric.parse()?)
+            .dtype(dtype.parse()?)
+            .m(whole("m", m, 2..=256)?)
+            .ef_construction(whole("ef_construction", ef_construction, 1..=100_000)?)
+            .seed(whole("seed", seed, 0..=u64::MAX)? as u64)
+            .build()?;
+        Ok(Engine::new(Held::Hnsw(index), true))
+    }
+
+    #[staticmethod]
+    fn flat(dim: &Bound<'_, PyAny>, metric: &str, dtype: &str) -> Answer<Engine> {
+        let index = Flat::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
+            .metric(metric.parse()?)
+            .dtype(dtype.parse()?)
+            .build()?;
+        Ok(Engine::new(Held::Flat(index), true))
+    }
+
+    /// Maps a file.
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf, writable: bool) -> Answer<Engine> {
+        py.detach(|| {
+            let index = match writable {
+                true => ann_core::open_writable(&path),
+                false => ann_core::open(&path),
+            };
+            match index {
+                Ok(index) => {
+                    let held = Held::in_file(index).ok_or_else(unknown_kind)?;
+                    Ok(Engine::new(held, writable))
+                }
+                Err(error) if path.is_dir() => Err(Failure::Directory(error.to_string())),
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
+
+    /// Reads a file into memory.
+    #[staticmethod]
+    fn load(py: Python<'_>, path: PathBuf) -> Answer<Engine> {
+        py.detach(|| {
+            let index = AnyIndex::open_in(MemStore::load(&path)?)?;
+            Ok(Engine::new(Held::in_memory(index).ok_or_else(unknown_kind)?, true))
+        })
+    }
+
+    #[getter]
+    fn metric(&self) -> String {
+        self.metric.to_string()
+    }
+
+    #[getter]
+    fn dtype(&self) -> String {
+        self.dtype.to_string()
+    }
+
+    fn __len__(&self, py: Python<'_>) -> Answer<usize> {
+        py.detach(|| Ok(any!(self.shared.read().index()?, index => index.len())))
+    }
+
+    /// Adds rows, or with `replace` gives those ids new vectors. Returns the ids.
+    fn insert<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        ids: Option<PyReadonlyArray1<'py, i64>>,
+        replace: bool,
+        threads: &Bound<'py, PyAny>,
+        report: Option<Bound<'py, PyAny>>,
+    ) -> Answer<Bound<'py, PyAny>> {
+        self.check_writable()?;
+        let threads = input::threads(threads)?;
+        let vectors = self.vectors(x)?;
+        let keys = ids.map(|ids| ids.as_array().iter().map(|&id| id as u64).collect());
+        let _turn = self.shared.take_turn(py)?;
+        let keys = typed!(vectors, vectors => {
+            let rows = Rows { vectors, keys, replace, threads };
+            insert(py, &self.shared, rows, report.as_ref())?
+        });
+        let ids: Vec<i64> = keys.into_iter().map(key_to_id).collect::<Answer<_>>()?;
+        Ok(ids.into_pyarray(py).into_any())
+    }
+
+    fn remove(&self, py: Python<'_>, ids: PyReadonlyArray1<'_, i64>) -> Answer<usize> {
+        self.check_writable()?;
+        let keys: Vec<u64> = ids.as_array().iter().map(|&id| id as u64).collect();
+        let _turn = self.shared.take_turn(py)?;
+        py.detach(|| self.shared.write(|held| Ok(any!(held, index => index.remove(&keys))?)))
+    }
+
+    /// Ids and distances: k of each for one query, as many rows of k as there are queries for several.
+    fn search<'py>(
+        &self,
+        py: Python<'py>,
+        q: &Bound<'py, PyAny>,
+        k: &Bound<'py, PyAny>,
+        ef: Option<Bound<'py, PyAny>>,
+        filter: Option<Given<'py>>,
+        threads: &Bound<'py, PyAny>,
+    ) -> Answer<Bound<'py, PyTuple>> {
+        let k = whole("k", k, 1..=u64::MAX)?;
+        let search = options(k, ef.as_ref())?;
+        let threads = input::threads(threads)?;
+        let queries = self.vectors(q)?;
+        let filter = Chosen::new(filter.as_ref())?;
+        let count = typed!(queries, rows => rows.nrows());
+        let mut ids = filled(-1i64, count, k)?;
+        let mut distances = filled(f32::INFINITY, count, k)?;
+        let mut found: Vec<_> = ids.chunks_mut(k).zip(distances.chunks_mut(k)).collect();
+        let place = |hits: Vec<Hit>, (ids, distances): &mut (&mut [i64], &mut [f32])| {
+            for ((hit, id), distance) in hits.iter().zip(ids.iter_mut()).zip(distances.iter_mut()) {
+                (*id, *distance) = (key_to_id(hit.key)?, hit.distance);
+            }
+            Ok(())
+        };
+        self.search_each(py, &queries, search, &filter, None, threads, &mut found, place)?;
+        if queries.is_one() {
+            let (ids, distances) = (Array1::from(ids), Array1::from(distances));
+            return Ok((ids.into_pyarray(py), distances.into_pyarray(py)).into_pyobject(py)?);
+        }
+        let shaped = |_| Failure::from(PyOverflowError::new_err("too many results"));
+        let ids = Array2::from_shape_vec((count, k), ids).map_err(shaped)?;
+        let distances = Array2::from_shape_vec((count, k), distances).map_err(shaped)?;
+        Ok((ids.into_pyarray(py), distances.into_pyarray(py)).into_pyobject(py)?)
+    }
+
+    /// A pair of ids and distances for each query.
+    fn range_search<'py>(
+        &self,
+        py: Python<'py>,
+        q: &Bound<'py, PyAny>,
+        radius: f32,
+        ef: Option<Bound<'py, PyAny>>,
+        filter: Option<Given<'py>>,
+    ) -> Answer<Vec<Found<'py>>> {
+        let search = options(1, ef.as_ref())?;
+        let queries = self.vectors(q)?;
+        let filter = Chosen::new(filter.as_ref())?;
+        let mut found = vec![(Vec::new(), Vec::new()); typed!(queries, rows => rows.nrows())];
+        let place = |hits: Vec<Hit>, (ids, distances): &mut (Vec<i64>, Vec<f32>)| {
+            *ids = hits.iter().map(|hit| key_to_id(hit.key)).collect::<Answer<_>>()?;
+            *distances = hits.iter().map(|hit| hit.distance).collect();
+            Ok(())
+        };
+        self.search_each(py, &queries, search, &filter, Some(radius), 1, &mut found, place)?;
+        let arrays = found.into_iter();
+        Ok(arrays
+            .map(|(ids, distances)| (ids.into_pyarray(py), distances.into_pyarray(py)))
+            .collect())
+    }
+
+    fn cursor(
+        &self,
+        py: Python<'_>,
+        q: &Bound<'_, PyAny>,
+        ef: &Bound<'_, PyAny>,
+    ) -> Answer<Cursor> {
+        let ef = input::ef(ef)?;
+        let query = self.vectors(q)?;
+        typed!(query, rows => {
+            self.check_dim(rows.ncols())?;
+            let query = rows.to_slice().ok_or_else(not_contiguous)?;
+            let cursor = py.detach(|| -> Answer<_> {
+                Ok(any!(self.shared.read().index()?, index => index.cursor(query, ef))?)
+            })?;
+            Ok(Cursor::new(Arc::clone(&self.shared), cursor))
+        })
+    }
+
+    /// The vector of an id, or `None`.
+    fn get<'py>(&self, py: Python<'py>, id: u64) -> Answer<Option<Bound<'py, PyAny>>> {
+        macro_rules! get {
+            ($type:ty) => {{
+                let vector = py.detach(|| -> Answer<Option<Vec<$type>>> {
+                    Ok(any!(self.shared.read_long().index()?, index => index.get(id))?)
+                })?;
+                vector.map(|vector| vector.to_pyarray(py).into_any())
+            }};
+        }
+        Ok(match self.dtype {
+            DType::F16 => get!(half::f16),
+            DType::I8 => get!(i8),
+            DType::U8 => get!(u8),
+            _ => get!(f32),
+        })
+    }
+
+    fn contains(&self, py: Python<'_>, id: u64) -> Answer<bool> {
+        py.detach(|| Ok(any!(self.shared.read_long().index()?, index => index.contains(id))?))
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> Answer<Bound<'py, PyDict>> {
+        let stats = py.detach(|| -> Answer<_> {
+            Ok(any!(self.shared.read_long().index()?, index => index.stats())?)
+        })?;
+        let parts = PyDict::new(py);
+        for (name, bytes) in
+            ["vectors", "nodes", "links", "upper_links"].into_iter().zip(stats.bytes_by_part)
+        {
+            parts.set_item(name, bytes)?;
+        }
+        let dict = PyDict::new(py);
+        dict.set_item("kind", self.kind)?;
+        dict.set_item("len", stats.len)?;
+        dict.set_item("tombstones", stats.tombstones)?;
+        dict.set_item("slots", stats.slots)?;
+        dict.set_item("twins", stats.twins)?;
+        dict.set_item("links", stats.links[0])?;
+        dict.set_item("upper_links", stats.links[1])?;
+        dict.set_item("levels", stats.levels)?;
+        dict.set_item("page_size", stats.page_size)?;
+        dict.set_item("bytes", stats.bytes)?;
+        dict.set_item("bytes_by_part", parts)?;
+        dict.set_item("key_map_bytes", stats.key_map_bytes)?;
+        dict.set_item("instruction_set", stats.instruction_set)?;
+        Ok(dict)
+    }
+
+    fn verify(&self, py: Python<'_>) -> Answer<()> {
+        py.detach(|| {
+            let reading = self.shared.read_long();
+            let index = reading.index()?;
+            any!(index, index => index.verify())?;
+            match index {
+                Held::HnswFile(index) => Ok(index.store().verify_pages()?),
+                Held::FlatFile(index) => Ok(index.store().verify_pages()?),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn save(&self, py: Python<'_>, path: PathBuf) -> Answer<()> {
+        py.detach(|| Ok(any!(self.shared.read_long().index()?, index => index.save(&path))?))
+    }
+
+    fn flush(&self, py: Python<'_>) -> Answer<()> {
+        let _turn = self.shared.take_turn(py)?;
+        py.detach(|| self.shared.write(|held| Ok(any!(held, index => index.flush())?)))
+    }
+
+    fn close(&self, py: Python<'_>) -> Answer<()> {
+        let _turn = self.shared.take_turn(py)?;
+        py.detach(|| self.shared.close(|held| Ok(any!(held, index => index.flush())?)))
+    }
+}
+
+/// The id that Python has for a key. Rust can give keys that Python cannot.
+pub fn key_to_id(key: u64) -> Answer<i64> {
+    i64::try_from(key).map_err(|_| {
+        PyOverflowError::new_err(format!("id {key} does not fit int64: it was given in Rust"))
+            .into()
+    })
+}
+
+fn options(k: usize, ef: Option<&Bound<'_, PyAny>>) -> Answer<Search<'static>> {
+    let search = Search::new(k);
+    Ok(match ef {
+        Some(ef) => search.ef(input::ef(ef)?),
+        None => search,
+    })
+}
+
+/// `count * k` times the same, or an error where there is no memory for so many.
+fn filled<T: Copy>(value: T, count: usize, k: usize) -> Answer<Vec<T>> {
+    let bytes = (count as u64).saturating_mul(k as u64).saturating_mul(size_of::<T>() as u64);
+    let mut all = Vec::new();
+    all.try_reserve_exact(count.saturating_mul(k))
+        .map_err(|_| Error::OutOfMemory { what: "the results", bytes })?;
+    all.resize(count * k, value);
+    Ok(all)
+}
+
+fn not_contiguous() -> Failure {
+    let (value, allowed) = ("not contiguous".into(), "a contiguous array".into());
+    Error::Parameter { name: "q", value, allowed }.into()
+}
+
+fn unknown_kind() -> Error {
+    Error::NotAnIndex { what: "the file holds an index of a kind that this package lacks".into() }
+}

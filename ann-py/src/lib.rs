@@ -1,0 +1,21 @@
+//! The native half of the Python package `ann`. Its face, with the documentation, is in `python/ann/`.
+
+mod cursor;
+mod engine;
+mod failure;
+mod filter;
+mod input;
+mod insert;
+mod search;
+mod shared;
+
+use pyo3::prelude::*;
+
+/// What the Python classes of the package are made of.
+#[pymodule]
+mod _ann {
+    #[pymodule_export]
+    use crate::cursor::Cursor;
+    #[pymodule_export]
+    use crate::engine::Engine;
+}
