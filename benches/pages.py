@@ -1,7 +1,7 @@
 """Counts, under callgrind, what searching over pages costs beside plain arrays, in instructions.
 
-Each variant runs once with one pass over the queries and once with three; the difference is two passes without the
-set-up. Valgrind knows no AVX-512, so both variants run the AVX2 kernels.
+Each variant runs once with one pass over the queries and once with three; the difference is two
+passes without the set-up. Valgrind knows no AVX-512, so both variants run the AVX2 kernels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def instructions(executable: str, which: str, passes: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
         done = subprocess.run(
-            [*command, executable, which, str(passes)], check=True, stderr=subprocess.PIPE, text=True
+            [*command, executable, which, str(passes)],
+            check=True,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     return int(re.search(r"Collected : (\d+)", done.stderr)[1])
 
