@@ -64,7 +64,11 @@ pub struct Insertion<'a, T> {
     owners: HashMap<u32, u32>,
     batch: Vec<Staged>,
     staged: usize,
+    /// The batch in the order in which it is planned, and the plans in that order.
+    routes: Vec<Route>,
     planned: Vec<Planned>,
+    /// Where in that order each row of the batch is.
+    ranks: Vec<u32>,
     merges: Option<Vec<Merge>>,
     born: usize,
     merged: usize,
@@ -79,11 +83,35 @@ struct Staged {
     upper: u32,
 }
 
+/// The way down the hierarchy to a row of the batch: the nodes at levels 4 to 1, and the row's place in the batch.
+/// Rows with neighbouring routes are near one another, and planned one after the other they find most of what they
+/// read in the cache; since the graph stands still, the order is free.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Route {
+    nodes: [u32; 4],
+    at: u32,
+}
+
 enum Planned {
     /// Neighbours by level.
     Node { lists: Vec<Vec<Candidate>>, parent: Option<u32> },
     /// Equal to this node of the graph.
     Twin(u32),
+}
+
+/// An edge back to a new node, and the rank of that in the order of planning.
+struct Edge {
+    array: usize,
+    record: u32,
+    node: u32,
+    source: Candidate,
+    rank: u32,
+}
+
+impl Edge {
+    fn place(&self) -> (usize, u32) {
+        (self.array, self.record)
+    }
 }
 
 /// Edges that a node gets to new nodes, and its list with them.
@@ -147,6 +175,8 @@ impl<'a, T: Element> Insertion<'a, T> {
             owners,
             batch: Vec::new(),
             staged: 0,
+            routes: Vec::new(),
+            ranks: Vec::new(),
             planned: Vec::new(),
             merges: None,
             born: 0,
@@ -180,25 +210,30 @@ impl<'a, T: Element> Insertion<'a, T> {
     /// # Errors
     /// Those of the store; the index is valid, and holds the rows done so far.
     pub fn plan_step<S: PageStore>(&mut self, index: &Hnsw<S>) -> Result<()> {
-        if self.planned.len() == self.batch.len() {
-            let merges = {
-                let Insertion { pool, batch, planned, .. } = self;
-                pool.install(|| plan_merges(index, batch, planned))?
-            };
-            self.merges = Some(merges);
+        let Insertion { pool, batch, routes, planned, ranks, .. } = self;
+        if planned.is_empty() {
+            *routes = pool.install(|| plan_routes(index, batch))?;
+            ranks.clear();
+            ranks.resize(batch.len(), 0);
+            (0..).zip(routes.iter()).for_each(|(rank, route)| ranks[route.at as usize] = rank);
+        }
+        if planned.len() == batch.len() {
+            self.merges = Some(pool.install(|| plan_merges(index, batch, ranks, planned))?);
             return Ok(());
         }
-        let rows = &self.batch[self.planned.len()..];
-        let rows = &rows[..rows.len().min(PLAN_ROWS)];
-        let planned: Result<Vec<Planned>> = self.pool.install(|| {
-            rows.par_iter()
+        let next = &routes[planned.len()..];
+        let next = &next[..next.len().min(PLAN_ROWS)];
+        let found: Result<Vec<Planned>> = pool.install(|| {
+            next.par_iter()
                 .map_init(
                     || (index.scratch(), Pruner::default()),
-                    |(scratch, pruner), staged| plan_node(index, staged, scratch, pruner),
+                    |(scratch, pruner), route| {
+                        plan_node(index, &batch[route.at as usize], route, scratch, pruner)
+                    },
                 )
                 .collect()
         });
-        self.planned.extend(planned?);
+        planned.extend(found?);
         Ok(())
     }
 
@@ -296,7 +331,7 @@ impl<'a, T: Element> Insertion<'a, T> {
         let staged = &self.batch[at];
         let key = self.keys[staged.row as usize];
         let old = if self.replace { index.rows.id_of(key)? } else { None };
-        let owner = match &self.planned[at] {
+        let owner = match &self.planned[self.ranks[at] as usize] {
             Planned::Node { lists, parent } => {
                 index.write_links(staged, lists)?;
                 let node = Node::new(key, State::Live, staged.level, staged.upper);
@@ -351,22 +386,22 @@ impl<'a, T: Element> Insertion<'a, T> {
 fn plan_merges<S: PageStore>(
     index: &Hnsw<S>,
     batch: &[Staged],
+    ranks: &[u32],
     planned: &mut [Planned],
 ) -> Result<Vec<Merge>> {
     let rows = &index.rows;
     let width = index.width(0);
     let mut counts = tree::Counts::default();
-    let mut edges: Vec<(usize, u32, u32, Candidate)> = Vec::new();
-    for (staged, planned) in batch.iter().zip(planned) {
-        let Planned::Node { lists, parent } = planned else {
-            continue;
-        };
+    let mut edges: Vec<Edge> = Vec::new();
+    for (staged, &rank) in batch.iter().zip(ranks) {
+        let Planned::Node { lists, parent } = &mut planned[rank as usize] else { continue };
         if let Some(bottom) = lists.first_mut().filter(|list| !list.is_empty()) {
             let id = counts.claim(rows, bottom.iter().map(|c| c.id), width, None)?;
             match bottom.iter_mut().find(|candidate| candidate.id == id) {
                 Some(candidate) => candidate.tree = true,
                 None => {
                     let distance = distance_between(index, staged.id, id)?;
+                    bottom.truncate(width - 1);
                     bottom.push(Candidate { distance, id, tree: true });
                 }
             }
@@ -375,20 +410,23 @@ fn plan_merges<S: PageStore>(
         for (level, list) in lists.iter().enumerate() {
             for &Candidate { distance, id, tree } in list {
                 let (array, record) = place(rows, id, level as u8)?;
-                edges.push((array, record, id, Candidate { distance, id: staged.id, tree }));
+                let source = Candidate { distance, id: staged.id, tree };
+                edges.push(Edge { array, record, node: id, source, rank });
             }
         }
     }
-    edges.par_sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.3.order(&b.3)));
-    let groups: Vec<&[_]> = edges.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)).collect();
+    edges.par_sort_unstable_by(|a, b| a.place().cmp(&b.place()).then(a.source.order(&b.source)));
+    let mut groups: Vec<&[Edge]> = edges.chunk_by(|a, b| a.place() == b.place()).collect();
+    // Nodes that rows near one another link to are near one another too.
+    groups.par_sort_by_key(|group| group.iter().map(|edge| edge.rank).min());
     groups
         .par_iter()
         .with_min_len(64)
         .map_init(
             || (index.scratch(), Pruner::default()),
             |(scratch, pruner), group| {
-                let (array, record, node, _) = group[0];
-                let sources: Vec<Candidate> = group.iter().map(|edge| edge.3).collect();
+                let Edge { array, record, node, .. } = group[0];
+                let sources: Vec<Candidate> = group.iter().map(|edge| edge.source).collect();
                 let old = &mut scratch.links;
                 let mut list = std::mem::take(old);
                 links::read(rows, array, record, &mut list)?;
@@ -433,10 +471,40 @@ fn find_repeats<T: Element>(vectors: &ArrayView2<'_, T>, order: &mut Vec<u32>) -
     repeats
 }
 
+/// The routes to the rows of a batch, sorted.
+fn plan_routes<S: PageStore>(index: &Hnsw<S>, batch: &[Staged]) -> Result<Vec<Route>> {
+    let rows = &index.rows;
+    let max_norm = rows.meta.max_norm.get();
+    let entry = entry(rows)?;
+    let routes: Result<Vec<Route>> = (0..batch.len() as u32)
+        .into_par_iter()
+        .map_init(
+            || index.scratch(),
+            |scratch, at| {
+                let mut nodes = [NONE; 4];
+                let Some((mut id, top)) = entry else { return Ok(Route { nodes, at }) };
+                let Scratch { probe, batch: near, row, .. } = &mut **scratch;
+                rows.link_probe(batch[at as usize].id, max_norm, row, probe)?;
+                for level in (1..=top).rev() {
+                    id = descend(rows, probe, near, (id, level), level, &mut Cost::default())?;
+                    if let Some(node) = nodes.get_mut(4usize.wrapping_sub(level as usize)) {
+                        *node = id;
+                    }
+                }
+                Ok(Route { nodes, at })
+            },
+        )
+        .collect();
+    let mut routes = routes?;
+    routes.par_sort_unstable();
+    Ok(routes)
+}
+
 /// Finds the neighbours of a staged row at each of its levels.
 fn plan_node<S: PageStore>(
     index: &Hnsw<S>,
     staged: &Staged,
+    route: &Route,
     scratch: &mut Scratch,
     pruner: &mut Pruner,
 ) -> Result<Planned> {
@@ -453,7 +521,10 @@ fn plan_node<S: PageStore>(
     if top > staged.level {
         let Scratch { probe, batch, .. } = scratch;
         let to = staged.level + 1;
-        start = descend(rows, probe, batch, (start, top), to, &mut Cost::default())?;
+        start = match to {
+            1 => route.nodes[3],
+            to => descend(rows, probe, batch, (start, top), to, &mut Cost::default())?,
+        };
     }
     let ef = rows.meta.ef_construction.get() as usize;
     for level in (0..=top.min(staged.level)).rev() {

@@ -267,7 +267,7 @@ impl<S: PageStore> Hnsw<S> {
                     }
                 }
             }
-            if depth > 0 || names.len() >= self.width(level) {
+            if depth > 0 || names.len() >= 4 * self.width(level) {
                 break;
             }
             gone = further;

@@ -44,7 +44,7 @@ impl<S: PageStore> Rows<S> {
         let next = self.meta.next_key.get();
         let Some(keys) = keys else {
             return match next.checked_add(count as u64) {
-                Some(end) if end - 1 <= MAX_KEY || count == 0 => Ok((next..end).collect()),
+                Some(end) if end <= MAX_KEY + 1 => Ok((next..end).collect()),
                 _ => Err(Error::parameter("keys", "none", "keys given: the largest key is in use")),
             };
         };

@@ -9,7 +9,7 @@
 //! product (Bachrach et al., RecSys 2014). When `M` grows, edges chosen under the smaller one stay; they still
 //! order by angle and norm, only by a little less well.
 
-use crate::element::{DType, Element};
+use crate::element::{DType, Element, MAX_DIM};
 use crate::error::{Error, Result};
 use crate::kernel::{self, Isa, Kernel, Op, Query};
 use crate::metric::Metric;
@@ -48,6 +48,9 @@ enum Finish {
 
 impl Space {
     pub(crate) fn new(dim: usize, dtype: DType, metric: Metric, isa: Option<Isa>) -> Result<Space> {
+        if !(1..=MAX_DIM).contains(&dim) {
+            return Err(Error::parameter("dim", dim, format!("from 1 to {MAX_DIM}")));
+        }
         let op = if metric == Metric::L2sq { Op::L2sq } else { Op::Dot };
         let kernel = match isa {
             None => Kernel::new(dtype, op, dim),
@@ -269,7 +272,9 @@ impl Space {
         for part in 0..vectors.span() {
             let body = store.read(vectors.part(id, part).ok_or_else(missing)?)?;
             let vector = self.vector_bytes.saturating_sub(at).min(body.len());
-            raw += self.kernel.part(&probe.query, at / self.dtype.size(), &body[..vector]);
+            if vector > 0 {
+                raw += self.kernel.part(&probe.query, at / self.dtype.size(), &body[..vector]);
+            }
             if (at..at + body.len()).contains(&self.tail_at()) {
                 tail = float_at(&body, self.tail_at() - at);
             }
