@@ -14,9 +14,10 @@ use crate::rows::{LINKS, Rows};
 
 use super::links::{self, TREE, target};
 
-/// Marked links, of a list of `width`, up to which a node takes another child.
+/// Marked links, of a list of `width`, up to which a node takes another child. At least three, a parent and two
+/// children, or a tree could only grow at its ends.
 pub(crate) const fn room(width: usize) -> usize {
-    width / 2
+    if width / 2 > 3 { width / 2 } else { 3 }
 }
 
 /// Counts marked links, edges planned but not yet made included.

@@ -44,8 +44,10 @@ impl<S: PageStore> Rows<S> {
         let next = self.meta.next_key.get();
         let Some(keys) = keys else {
             return match next.checked_add(count as u64) {
-                Some(end) if end <= MAX_KEY + 1 => Ok((next..end).collect()),
-                _ => Err(Error::parameter("keys", "none", "keys given: the largest key is in use")),
+                Some(end) => Ok((next..end).collect()),
+                None => {
+                    Err(Error::parameter("keys", "none", "keys given: the largest key is in use"))
+                }
             };
         };
         check_unique(count, keys)?;

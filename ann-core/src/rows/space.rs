@@ -172,6 +172,18 @@ impl Space {
             Metric::InnerProduct => Finish::Negate,
             Metric::Cosine => Finish::Cosine(self.tail_of(row, 0)),
         };
+        // The products of two very short vectors would vanish: the query is made one of unit length.
+        if let Finish::Cosine(inverse) = probe.finish
+            && self.dtype == DType::F32
+            && inverse > SHORT
+        {
+            let mut unit = Vec::with_capacity(self.vector_bytes);
+            for value in f32::from_bytes(&row[..self.vector_bytes]) {
+                unit.extend_from_slice(&(value * inverse).to_le_bytes());
+            }
+            self.kernel.prepare(&unit, &mut probe.query);
+            probe.finish = Finish::Cosine(1.0);
+        }
     }
 
     /// Prepares an encoded row for distances among rows, as graphs are built from. None is negative.
@@ -283,6 +295,9 @@ impl Space {
         Ok(self.finish(probe.finish, raw, || tail))
     }
 }
+
+/// Vectors shorter than the inverse of it count as very short.
+const SHORT: f32 = 1e9;
 
 /// How much of a row is prefetched; the hardware follows a longer one by itself.
 const PREFETCH: usize = 512;

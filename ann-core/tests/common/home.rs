@@ -1,0 +1,172 @@
+//! Where an index of a test lives: kinds of index and kinds of store, each behind one name, so that one suite runs
+//! over all of them.
+
+use std::ops::Deref;
+use std::path::Path;
+
+use ann_core::testing::{Latched, LatchedPage};
+use ann_core::{
+    DType, Flat, Hnsw, Index, MemStore, Metric, MmapStore, PageId, PageStore, Pages, Result,
+};
+
+/// A kind of index.
+pub trait Kind {
+    type Index: Index;
+
+    /// Whether searches are exact.
+    const EXACT: bool;
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index>;
+    fn open(store: AnyStore) -> Result<Self::Index>;
+
+    /// Takes removed vectors out at once, where the kind keeps them for a while.
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()>;
+}
+
+/// [`Flat`].
+pub struct AFlat;
+
+impl Kind for AFlat {
+    type Index = Flat<AnyStore>;
+    const EXACT: bool = true;
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        Flat::builder(dim).dtype(dtype).metric(metric).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        Flat::open_in(store)
+    }
+
+    fn sweep(_: &mut Self::Index, _: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// [`Hnsw`], with little effort spent on building.
+pub struct AnHnsw;
+
+impl Kind for AnHnsw {
+    type Index = Hnsw<AnyStore>;
+    const EXACT: bool = false;
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        let builder = Hnsw::builder(dim).dtype(dtype).metric(metric);
+        builder.m(8).ef_construction(60).seed(7).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        Hnsw::open_in(store)
+    }
+
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
+        index.sweep(threads)
+    }
+}
+
+/// A kind of store.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Home {
+    Memory,
+    File,
+    /// The latched store, which panics when a thread holds two read guards or writes under one.
+    Latches,
+}
+
+impl Home {
+    /// A store without pages; `path` is where it may make a file.
+    pub fn create(self, path: &Path, page_size: usize) -> Result<AnyStore> {
+        Ok(match self {
+            Home::Memory => AnyStore::Memory(MemStore::new(page_size)?),
+            Home::File => AnyStore::File(MmapStore::create(path, page_size)?),
+            Home::Latches => AnyStore::Latches(Latched::new(MemStore::new(page_size)?)),
+        })
+    }
+
+    /// The store that was saved to `path`, open for changes.
+    pub fn open(self, path: &Path) -> Result<AnyStore> {
+        Ok(match self {
+            Home::Memory => AnyStore::Memory(MemStore::load(path)?),
+            Home::File => AnyStore::File(MmapStore::open_writable(path)?),
+            Home::Latches => AnyStore::Latches(Latched::new(MemStore::load(path)?)),
+        })
+    }
+}
+
+/// A store of any kind: the suite is compiled once for all of them.
+pub enum AnyStore {
+    Memory(MemStore),
+    File(MmapStore),
+    Latches(Latched<MemStore>),
+}
+
+/// A page of one.
+pub enum AnyPage<'a> {
+    Plain(&'a [u8]),
+    Latched(LatchedPage<&'a [u8]>),
+}
+
+impl Deref for AnyPage<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            AnyPage::Plain(page) => page,
+            AnyPage::Latched(page) => page,
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $store:ident => $call:expr) => {
+        match $self {
+            AnyStore::Memory($store) => $call,
+            AnyStore::File($store) => $call,
+            AnyStore::Latches($store) => $call,
+        }
+    };
+}
+
+impl PageStore for AnyStore {
+    type Page<'a> = AnyPage<'a>;
+
+    fn page_size(&self) -> usize {
+        each!(self, store => store.page_size())
+    }
+
+    fn page_count(&self) -> u32 {
+        each!(self, store => store.page_count())
+    }
+
+    fn read(&self, page: PageId) -> Result<AnyPage<'_>> {
+        match self {
+            AnyStore::Memory(store) => store.read(page).map(AnyPage::Plain),
+            AnyStore::File(store) => store.read(page).map(AnyPage::Plain),
+            AnyStore::Latches(store) => store.read(page).map(AnyPage::Latched),
+        }
+    }
+
+    fn prefetch(&self, page: PageId) {
+        each!(self, store => store.prefetch(page));
+    }
+
+    fn contiguous(&self) -> Option<&[u8]> {
+        each!(self, store => store.contiguous())
+    }
+
+    fn grow(&mut self, pages: u32) -> Result<()> {
+        each!(self, store => store.grow(pages))
+    }
+
+    fn write<R>(
+        &mut self,
+        pages: &[PageId],
+        change: impl FnOnce(&mut Pages<'_>) -> Result<R>,
+    ) -> Result<R> {
+        each!(self, store => store.write(pages, change))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        each!(self, store => store.flush())
+    }
+}

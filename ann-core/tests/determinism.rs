@@ -1,0 +1,134 @@
+//! The same input gives the same bytes: whatever the number of threads, and every time.
+
+mod common;
+
+use ann_core::{AddOptions, Flat, Hnsw, Index, MemStore, Metric, PageId, PageStore, Search};
+use ndarray::{Array2, Axis, concatenate, s};
+
+/// The first page on which two stores differ, headers aside.
+fn first_difference(a: &impl PageStore, b: &impl PageStore) -> Option<u32> {
+    assert_eq!(a.page_count(), b.page_count());
+    let differ = |&page: &u32| *a.read(PageId(page)).unwrap() != *b.read(PageId(page)).unwrap();
+    (0..a.page_count()).find(differ)
+}
+
+/// Vectors of which some are equal.
+fn rows() -> Array2<f32> {
+    let set = common::small_set();
+    let base = set.base.slice(s![..3000, ..]);
+    concatenate![Axis(0), base, base.slice(s![..300, ..]), base.slice(s![..100, ..])]
+}
+
+/// A life with all that runs on several threads.
+fn live(metric: Metric, threads: usize, rows: &Array2<f32>) -> Vec<Hnsw> {
+    let empty = || Hnsw::builder(100).metric(metric).ef_construction(80).build().unwrap();
+    let options = || AddOptions::new().threads(threads);
+    let mut built = empty();
+    built.add(rows.view(), None, options()).unwrap();
+
+    let mut swept = empty();
+    for part in rows.axis_chunks_iter(Axis(0), 900) {
+        swept.add(part, None, options()).unwrap();
+    }
+    let gone: Vec<u64> = common::shuffled(rows.nrows(), 5)[..300].to_vec();
+    swept.remove(&gone).unwrap();
+    assert!(swept.stats().unwrap().tombstones > 0, "too few for the index to sweep by itself");
+    swept.sweep(threads).unwrap();
+
+    let mut updated = empty();
+    updated.add(rows.slice(s![..2000, ..]), None, options()).unwrap();
+    let keys: Vec<u64> = (0..1000).collect();
+    updated.update(rows.slice(s![2000..3000, ..]), &keys, options()).unwrap();
+    updated.add(rows.slice(s![1000..2500, ..]), None, options()).unwrap();
+    vec![built, swept, updated]
+}
+
+#[test]
+fn threads_make_no_difference() {
+    let rows = rows();
+    for metric in [Metric::Cosine, Metric::InnerProduct] {
+        let one = live(metric, 1, &rows);
+        for threads in [2, 3] {
+            for (name, (one, more)) in ["built", "swept", "updated"]
+                .iter()
+                .zip(one.iter().zip(live(metric, threads, &rows)))
+            {
+                more.verify().unwrap();
+                let page = first_difference(one.store(), more.store());
+                assert_eq!(page, None, "{name} by {threads} threads, {metric}: a page differs");
+            }
+        }
+    }
+}
+
+#[test]
+fn files_are_equal_byte_by_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = rows();
+    let files: Vec<Vec<u8>> = (1..=3)
+        .map(|threads| {
+            let path = folder.path().join(format!("{threads}"));
+            let mut index = Hnsw::builder(100).ef_construction(80).build().unwrap();
+            index.add(rows.view(), None, AddOptions::new().threads(threads)).unwrap();
+            index.save(&path).unwrap();
+            std::fs::read(&path).unwrap()
+        })
+        .collect();
+    assert!(files[0] == files[1] && files[0] == files[2]);
+}
+
+#[test]
+fn the_store_makes_no_difference() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = rows();
+    let builder = || Hnsw::builder(100).ef_construction(80);
+    let mut memory = builder().build_in(MemStore::new(16384).unwrap()).unwrap();
+    memory.add(rows.view(), None, AddOptions::new()).unwrap();
+    let file = ann_core::MmapStore::create(&folder.path().join("index"), 16384).unwrap();
+    let mut file = builder().build_in(file).unwrap();
+    file.add(rows.view(), None, AddOptions::new()).unwrap();
+    file.flush().unwrap();
+    assert_eq!(first_difference(memory.store(), file.store()), None);
+}
+
+#[test]
+fn seeds_make_a_difference() {
+    let rows = rows();
+    let build = |seed| {
+        let mut index = Hnsw::builder(100).ef_construction(80).seed(seed).build().unwrap();
+        index.add(rows.view(), None, AddOptions::new()).unwrap();
+        index
+    };
+    assert_eq!(first_difference(build(5).store(), build(5).store()), None);
+    assert!(first_difference(build(5).store(), build(6).store()).is_some());
+}
+
+#[test]
+fn flat_is_deterministic_too() {
+    let rows = rows();
+    let build = |threads| {
+        let mut index = Flat::builder(100).build().unwrap();
+        index.add(rows.view(), None, AddOptions::new().threads(threads)).unwrap();
+        index.remove(&(0..50).collect::<Vec<u64>>()).unwrap();
+        index
+    };
+    assert_eq!(first_difference(build(1).store(), build(3).store()), None);
+}
+
+#[test]
+fn searches_are_the_same_each_time() {
+    let rows = rows();
+    let mut index = Hnsw::builder(100).ef_construction(80).build().unwrap();
+    index.add(rows.view(), None, AddOptions::new()).unwrap();
+    let options = Search::new(20).ef(50);
+    let queries = rows.slice(s![..400, ..]);
+    let first = index.search_batch(queries, &options, 1).unwrap();
+    for threads in [1, 2, 3] {
+        assert_eq!(index.search_batch(queries, &options, threads).unwrap(), first);
+    }
+    let query = rows.row(3).to_vec();
+    let (hits, cost) = index.search_counted(&query, &options).unwrap();
+    for _ in 0..300 {
+        assert_eq!(index.search_counted(&query, &options).unwrap(), (hits.clone(), cost));
+    }
+}

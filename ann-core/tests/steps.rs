@@ -1,0 +1,219 @@
+//! Adding in steps: progress and cancellation, searches in between, and rows however they lie in memory.
+
+mod common;
+
+use ann_core::{
+    AddOptions, Error, Filter, Flat, Hnsw, Index, Insertion, Metric, PageId, PageStore, Search,
+};
+use common::{mean_recall, small_set};
+use ndarray::{Array2, ArrayView2, Axis, s};
+
+fn hnsw() -> Hnsw {
+    Hnsw::builder(100).metric(Metric::Cosine).ef_construction(80).build().unwrap()
+}
+
+fn pages(index: &Hnsw) -> Vec<Vec<u8>> {
+    let store = index.store();
+    (0..store.page_count()).map(|page| store.read(PageId(page)).unwrap().to_vec()).collect()
+}
+
+#[test]
+fn progress_is_told_to_the_end() {
+    let set = small_set();
+    for mut index in [hnsw()] {
+        told(&mut index, set.base.slice(s![..3000, ..]));
+    }
+    told(&mut Flat::builder(100).build().unwrap(), set.base.slice(s![..3000, ..]));
+}
+
+fn told(index: &mut impl Index, rows: ArrayView2<'_, f32>) {
+    let mut seen = Vec::new();
+    let mut listen = |done, total| {
+        seen.push((done, total));
+        true
+    };
+    index.add(rows, None, AddOptions::new().progress(&mut listen)).unwrap();
+    assert!(seen.len() > 2 && seen.is_sorted());
+    assert!(seen.iter().all(|&(_, total)| total == 3000));
+    assert_eq!((seen[0], seen[seen.len() - 1]), ((0, 3000), (3000, 3000)));
+}
+
+/// Stopped at any moment, the index holds the rows that it says it has added, and takes the others later.
+#[test]
+fn cancelled_and_continued() {
+    let set = small_set();
+    let rows = set.base.slice(s![..3000, ..]);
+    let keys: Vec<u64> = (0..3000).collect();
+    let mut exact = Flat::builder(100).metric(Metric::Cosine).build().unwrap();
+    exact.add(rows, Some(&keys), AddOptions::new()).unwrap();
+    let mut whole = hnsw();
+    whole.add(rows, Some(&keys), AddOptions::new()).unwrap();
+    let bar = mean_recall(&whole, &exact, set.queries.view(), 10, 64) - 0.01;
+    for calls in [0, 1, 7, 60, 200, 333, 500] {
+        let mut index = hnsw();
+        let mut left = calls;
+        let mut stop = |_, _| {
+            left -= 1;
+            left >= 0
+        };
+        let result = index.add(rows, Some(&keys), AddOptions::new().progress(&mut stop));
+        let Err(Error::Cancelled { added }) = result else { panic!("{result:?}") };
+        index.verify().unwrap();
+        assert_eq!(index.len(), added);
+        let (done, rest): (Vec<u64>, Vec<u64>) =
+            keys.iter().partition(|&&key| index.contains(key).unwrap());
+        assert_eq!(done.len(), added);
+        for &key in &done {
+            assert_eq!(index.get::<f32>(key).unwrap().unwrap(), rows.row(key as usize).to_vec());
+        }
+        let places: Vec<usize> = rest.iter().map(|&key| key as usize).collect();
+        index.add(rows.select(Axis(0), &places).view(), Some(&rest), AddOptions::new()).unwrap();
+        index.verify().unwrap();
+        let recall = mean_recall(&index, &exact, set.queries.view(), 10, 64);
+        assert!(recall >= bar, "cancelled after {added}: recall {recall}, bar {bar}");
+    }
+}
+
+#[test]
+fn searches_between_the_steps() {
+    let set = small_set();
+    let rows = set.base.slice(s![..2000, ..]);
+    let mut at_once = hnsw();
+    at_once.add(rows, None, AddOptions::new()).unwrap();
+    let mut index = hnsw();
+    let mut insertion = Insertion::new(&index, rows, None, false, 2).unwrap();
+    let mut last = 0;
+    while !insertion.is_done() {
+        match insertion.needs_write() {
+            true => insertion.write_step(&mut index).unwrap(),
+            false => insertion.plan_step(&index).unwrap(),
+        }
+        assert!(insertion.done() >= last && index.len() == insertion.done());
+        if insertion.done() > last + 100 {
+            last = insertion.done();
+            index.verify().unwrap();
+            let hits = index.search(&rows.row(1).to_vec(), &Search::new(10)).unwrap();
+            assert_eq!(hits.len(), 10);
+        }
+    }
+    assert_eq!(insertion.keys(), (0..2000).collect::<Vec<u64>>());
+    assert!(pages(&index) == pages(&at_once), "steps make another index than `add` does");
+}
+
+/// Somebody changes the index between two steps, which is not allowed: an error may come of it, but no unsound index.
+#[test]
+fn changes_between_the_steps() {
+    let rows = common::clustered(600, 8, 1);
+    let build = || Hnsw::builder(8).m(4).ef_construction(20).build().unwrap();
+    let changes: [fn(&mut Hnsw); 3] = [
+        |index| drop(index.remove(&(0..80).collect::<Vec<u64>>()).unwrap()),
+        |index| {
+            let row = common::clustered(1, 8, 5);
+            index.add(row.view(), Some(&[590]), AddOptions::new()).unwrap();
+        },
+        |index| {
+            let rows = common::clustered(30, 8, 6);
+            let keys: Vec<u64> = (0..30).collect();
+            index.update(rows.view(), &keys, AddOptions::new()).unwrap();
+        },
+    ];
+    for change in changes {
+        for stop in 0..60 {
+            let mut index = build();
+            index.add(rows.slice(s![..300, ..]), None, AddOptions::new().threads(1)).unwrap();
+            let new = rows.slice(s![300.., ..]);
+            let mut insertion = Insertion::new(&index, new, None, false, 1).unwrap();
+            let mut steps = 0;
+            let result = loop {
+                if insertion.is_done() {
+                    break Ok(());
+                }
+                if steps == stop {
+                    change(&mut index);
+                }
+                steps += 1;
+                let step = match insertion.needs_write() {
+                    true => insertion.write_step(&mut index),
+                    false => insertion.plan_step(&index),
+                };
+                if step.is_err() {
+                    break step;
+                }
+            };
+            let sound = index.verify();
+            sound.unwrap_or_else(|error| panic!("changed after step {stop}, {result:?}: {error}"));
+        }
+    }
+}
+
+#[test]
+fn rows_in_any_layout() {
+    let wide = common::clustered(300, 24, 1);
+    let plain = |rows: ArrayView2<'_, f32>| rows.as_standard_layout().into_owned();
+    let fortran = {
+        let mut rows = Array2::zeros(ndarray::ShapeBuilder::f((300, 8)));
+        rows.assign(&wide.slice(s![.., ..8]));
+        rows
+    };
+    for rows in [
+        wide.slice(s![.., ..8]),
+        wide.slice(s![.., 1..;3]),
+        wide.slice(s![..;-1, ..8]),
+        wide.slice(s![..;2, 8..16;-1]),
+        fortran.view(),
+    ] {
+        let build = |rows: ArrayView2<'_, f32>| {
+            let mut index = Hnsw::builder(8).build().unwrap();
+            index.add(rows, None, AddOptions::new()).unwrap();
+            index
+                .update(
+                    rows,
+                    &(0..rows.nrows() as u64).rev().collect::<Vec<u64>>(),
+                    AddOptions::new(),
+                )
+                .unwrap();
+            index
+        };
+        let copy = plain(rows);
+        assert!(pages(&build(rows)) == pages(&build(copy.view())));
+    }
+}
+
+#[test]
+fn searches_on_many_threads() {
+    let set = small_set();
+    let mut index = hnsw();
+    index.add(set.base.slice(s![..2000, ..]), None, AddOptions::new()).unwrap();
+    let options = Search::new(10).ef(64);
+    let wanted = index.search_batch(set.queries.view(), &options, 1).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for (query, wanted) in set.queries.rows().into_iter().zip(&wanted) {
+                    let query = query.to_vec();
+                    assert_eq!(&index.search(&query, &options).unwrap(), wanted);
+                    assert_eq!(index.get::<f32>(5).unwrap().unwrap(), set.base.row(5).to_vec());
+                }
+            });
+        }
+    });
+}
+
+/// A cursor belongs to the index that made it.
+#[test]
+fn a_cursor_of_another_index() {
+    let build = |dim: usize, n: usize| {
+        let mut index = Hnsw::builder(dim).build().unwrap();
+        index.add(common::clustered(n, dim, 1).view(), None, AddOptions::new()).unwrap();
+        index
+    };
+    let (one, wider, longer) = (build(8, 50), build(16, 50), build(8, 60));
+    let mut flat = Flat::builder(8).build().unwrap();
+    flat.add(common::clustered(50, 8, 1).view(), None, AddOptions::new()).unwrap();
+    let query = common::clustered(1, 8, 3).row(0).to_vec();
+    let fresh = || one.cursor(&query, 10).unwrap();
+    assert!(matches!(wider.resume(&mut fresh(), 100, Filter::None), Err(Error::Changed)));
+    assert!(matches!(longer.resume(&mut fresh(), 100, Filter::None), Err(Error::Changed)));
+    assert!(matches!(flat.resume(&mut fresh(), 100, Filter::None), Err(Error::Changed)));
+    assert_eq!(one.resume(&mut fresh(), 100, Filter::None).unwrap().len(), 50);
+}
