@@ -58,7 +58,7 @@ pub fn insert<T: Element>(
 
 /// An insertion that is under way.
 enum Work<'a, T> {
-    Graph { insertion: Insertion<'a, T>, replace: bool },
+    Graph { insertion: Box<Insertion<'a, T>>, replace: bool },
     Flat(FlatWork<'a, T>),
 }
 
@@ -78,7 +78,7 @@ impl<'a, T: Element> Work<'a, T> {
         let Rows { vectors, keys, replace, threads } = rows;
         let insertion = Insertion::new(index, vectors, keys.as_deref(), replace, threads)?;
         check_ids(insertion.keys())?;
-        Ok(Work::Graph { insertion, replace })
+        Ok(Work::Graph { insertion: Box::new(insertion), replace })
     }
 
     fn done(&self) -> usize {

@@ -18,4 +18,8 @@ mod _ann {
     use crate::cursor::Cursor;
     #[pymodule_export]
     use crate::engine::Engine;
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "the name that Python has for it")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
 }

@@ -10,8 +10,9 @@
 //! for the GIL, so no thread that has the GIL may wait for a lock.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, ThreadId};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ann_core::{AnyIndex, Flat, Hnsw, MemStore, MmapStore};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -21,6 +22,9 @@ use crate::failure::{Answer, Failure};
 
 /// How often a thread that waits for its turn looks for signals.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long a write waits for readers that it would overtake.
+const LET_IN: Duration = Duration::from_millis(2);
 
 thread_local! {
     /// Whether this thread runs a filter written in Python, and so has locks already.
@@ -71,6 +75,9 @@ impl Held {
 /// An index and its locks.
 pub struct Shared {
     held: RwLock<Option<Held>>,
+    /// Threads that wait to read, and whether one waits to write.
+    readers: AtomicUsize,
+    writer: AtomicBool,
     gate: Mutex<()>,
     turn: Mutex<Option<ThreadId>>,
     turn_is_over: Condvar,
@@ -80,6 +87,8 @@ impl Shared {
     pub fn new(held: Held) -> Shared {
         Shared {
             held: RwLock::new(Some(held)),
+            readers: AtomicUsize::new(0),
+            writer: AtomicBool::new(false),
             gate: Mutex::new(()),
             turn: Mutex::new(None),
             turn_is_over: Condvar::new(),
@@ -89,9 +98,20 @@ impl Shared {
     /// For reads as short as one search.
     pub fn read(&self) -> Reading<'_> {
         let nested = is_filtering();
-        // A filter's thread has the lock already: it must not queue behind a write that waits for it.
-        let guard = if nested { self.held.read_recursive() } else { self.held.read() };
-        Reading { guard, nested, _gate: None }
+        let guard = match nested {
+            // A filter's thread has the lock already: it must not queue behind a write that waits for it.
+            true => self.held.read_recursive(),
+            false => self.held.try_read().unwrap_or_else(|| self.wait(|| self.held.read())),
+        };
+        Reading { shared: self, guard, nested, _gate: None }
+    }
+
+    /// Lets writers know of a reader that waits.
+    fn wait<R>(&self, until: impl FnOnce() -> R) -> R {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+        let answer = until();
+        self.readers.fetch_sub(1, Ordering::Relaxed);
+        answer
     }
 
     /// For reads of any length.
@@ -103,12 +123,23 @@ impl Shared {
     /// One write, a few milliseconds long.
     pub fn write<R>(&self, change: impl FnOnce(&mut Held) -> Answer<R>) -> Answer<R> {
         let gate = self.gate.lock();
+        self.let_in();
+        self.writer.store(true, Ordering::Relaxed);
         let mut held = self.held.write();
+        self.writer.store(false, Ordering::Relaxed);
         let answer = held.as_mut().ok_or(Failure::Closed).and_then(change);
-        // Handed to those who wait: taken again at once, a lock would starve them.
         RwLockWriteGuard::unlock_fair(held);
         MutexGuard::unlock_fair(gate);
         answer
+    }
+
+    /// Waits a moment for readers that the last write kept out. A fair lock alone does not do that: a reader that
+    /// still spins is passed over, and on the writer's own core it gets no time to do anything else.
+    fn let_in(&self) {
+        let begun = Instant::now();
+        while self.readers.load(Ordering::Relaxed) > 0 && begun.elapsed() < LET_IN {
+            thread::yield_now();
+        }
     }
 
     /// Closes the index once `last` has succeeded on it; afterwards it does nothing.
@@ -150,6 +181,7 @@ impl Shared {
 
 /// Read access to the index.
 pub struct Reading<'a> {
+    shared: &'a Shared,
     guard: RwLockReadGuard<'a, Option<Held>>,
     nested: bool,
     _gate: Option<MutexGuard<'a, ()>>,
@@ -163,8 +195,8 @@ impl Reading<'_> {
 
     /// Lets a write that waits go first.
     pub fn give_way(&mut self) {
-        if !self.nested {
-            RwLockReadGuard::bump(&mut self.guard);
+        if !self.nested && self.shared.writer.load(Ordering::Relaxed) {
+            self.shared.wait(|| RwLockReadGuard::bump(&mut self.guard));
         }
     }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib.metadata
 import inspect
 import os
 import re
@@ -91,6 +92,10 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     exec(code, names)
     assert names["ids"].shape == (5, 10)
     assert len(ann.open("vectors.ann")) == 10_000
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert ann.__version__ == importlib.metadata.version("ann-py")
 
 
 def test_everything_public_is_documented() -> None:

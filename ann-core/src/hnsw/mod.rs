@@ -91,6 +91,9 @@ impl<S: PageStore> Hnsw<S> {
         if !(2..=256).contains(&m) || !strides.iter().all(right) {
             return Err(Error::corrupt(0, format!("m = {m}")));
         }
+        if rows.meta.ef_construction.get() == 0 {
+            return Err(Error::corrupt(0, "ef_construction = 0"));
+        }
         Ok(Hnsw { rows, scratches: Mutex::default() })
     }
 

@@ -109,7 +109,7 @@ impl Array {
 
     /// The page of a record and its offset in the page's body. For records that span pages: the first page.
     pub(crate) fn locate(&self, id: u32) -> Option<(PageId, usize)> {
-        let p = self.division(id);
+        let p = (id >> ID_BITS == 0).then(|| self.division(id))?;
         let within = (u64::from(id) - p * self.per_page) as usize * self.stride;
         let page = self.page(p * self.span)?;
         Some((PageId(page as u32), within))
@@ -117,7 +117,7 @@ impl Array {
 
     /// The `part`-th page of a record that spans pages.
     pub(crate) fn part(&self, id: u32, part: usize) -> Option<PageId> {
-        let page = self.division(id) * self.span + part as u64;
+        let page = (id >> ID_BITS == 0).then(|| self.division(id))? * self.span + part as u64;
         self.page(page).map(|page| PageId(page as u32))
     }
 
@@ -141,6 +141,9 @@ impl Array {
     /// The byte offset of one record in a store whose pages are contiguous; `u64::MAX` if it does not exist.
     #[inline]
     pub(crate) fn offset(&self, id: u32) -> u64 {
+        if id >> ID_BITS != 0 {
+            return u64::MAX;
+        }
         let p = self.division(id);
         let within = p * self.gap + u64::from(id) * self.stride as u64 + HEADER as u64;
         match &self.runs[..] {

@@ -292,7 +292,7 @@ impl<S: PageStore> Rows<S> {
 
     /// Adds the meta page to a change; call [`Rows::commit_meta`] with the same value to make it.
     pub(crate) fn commit_meta(&mut self, mut change: Change, mut meta: Meta) -> Result<bool> {
-        meta.changes = (meta.changes.get() + 1).into();
+        meta.changes = meta.changes.get().wrapping_add(1).into();
         change.put(META, 0, meta.as_bytes());
         let done = change.commit(&mut self.store)?;
         if done {

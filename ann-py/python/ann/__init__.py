@@ -11,6 +11,7 @@
 [0, 1, 2, 3, 4]
 """
 
+from ann._ann import __version__
 from ann._index import HNSW, DType, Flat, Index, Metric, Stats, open
 from ann.errors import (
     ChangedError,
@@ -38,5 +39,6 @@ __all__ = [
     "ReadOnlyError",
     "Stats",
     "UnknownIdError",
+    "__version__",
     "open",
 ]

@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from ann._index import Stats
 
+__version__: str
+
 @final
 class Cursor:
     def fetch(

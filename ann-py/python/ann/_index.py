@@ -153,7 +153,15 @@ class Index:
             return self._engine.insert(rows, given, replace, threads, report)
 
     def remove(self, ids: npt.ArrayLike) -> int:
-        """Removes vectors and returns how many there were. Ids not in the index are ignored."""
+        """Removes vectors and returns how many there were. Ids not in the index are ignored.
+
+        Once a tenth of a graph is removed vectors, they are swept out of it, and searches wait
+        until that is done.
+
+        Raises:
+            InputError: an id that is not an integer from 0 to 2**63 - 1.
+            ReadOnlyError: the index was opened for reading.
+        """
         return self._engine.remove(_input.ids(ids))
 
     def search(
