@@ -4,6 +4,7 @@ use std::path::Path;
 
 use ndarray::ArrayView2;
 use rayon::prelude::*;
+use zerocopy::IntoBytes;
 
 use crate::element::{DType, Element};
 use crate::error::{Error, Result};
@@ -115,11 +116,22 @@ impl<S: PageStore> Flat<S> {
         self.rows.reserve(NODES, u64::from(id) + 1)?;
         self.rows.put_row(id, row)?;
         let node = Node::new(key, State::Live, 0, 0);
-        self.rows.birth(Change::default(), id, node, replaces, |_| ())?;
-        match replaces {
-            Some(old) => self.rows.free(old),
-            None => Ok(()),
+        let mut change = Change::default();
+        if let Some(old) = replaces {
+            // Nothing refers to the old row but its key: its slot is free in the same moment.
+            let first = id < self.rows.slots();
+            let next = if first { self.rows.node(id)?.twin } else { self.rows.meta.free };
+            let mut dead = self.rows.node(old)?;
+            dead.free(next.get());
+            change.put_record(self.rows.array(NODES)?, old, dead.as_bytes())?;
         }
+        self.rows.birth(change, id, node, None, |meta| {
+            if let Some(old) = replaces {
+                meta.free = old.into();
+                meta.live = meta.live.get().saturating_sub(1).into();
+            }
+        })?;
+        Ok(())
     }
 
     fn add_all<T: Element>(
@@ -293,16 +305,14 @@ impl<S: PageStore> Index for Flat<S> {
         let plan = Plan { matcher: Matcher::All, exact: None };
         let mut found = self.scan(&probe, &plan, usize::MAX, f32::INFINITY)?.0;
         found.reverse();
-        Ok(Cursor::new(self.rows.meta.changes.get(), CursorState::Flat(found)))
+        Ok(Cursor::new(self.rows.mark(), CursorState::Flat(found)))
     }
 
     fn resume(&self, cursor: &mut Cursor, n: usize, filter: Filter<'_>) -> Result<Vec<Hit>> {
+        self.rows.check_mark(&cursor.mark)?;
         let CursorState::Flat(rest) = &mut cursor.state else {
             return Err(Error::Changed);
         };
-        if cursor.changes != self.rows.meta.changes.get() {
-            return Err(Error::Changed);
-        }
         let matcher = match filter {
             Filter::None => Matcher::All,
             filter => self.plan(filter)?.matcher,

@@ -8,6 +8,7 @@ use crate::element::{DType, Element};
 use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::rows::Kind;
+use crate::rows::Mark;
 pub use crate::rows::{Filter, Stats};
 
 /// One search result.
@@ -86,7 +87,7 @@ pub struct Cost {
 
 /// A search that can be continued: see [`Index::cursor`].
 pub struct Cursor {
-    pub(crate) changes: u64,
+    pub(crate) mark: Mark,
     pub(crate) ready: std::collections::VecDeque<Hit>,
     pub(crate) state: CursorState,
 }
@@ -99,8 +100,8 @@ pub(crate) enum CursorState {
 }
 
 impl Cursor {
-    pub(crate) fn new(changes: u64, state: CursorState) -> Cursor {
-        Cursor { changes, ready: Default::default(), state }
+    pub(crate) fn new(mark: Mark, state: CursorState) -> Cursor {
+        Cursor { mark, ready: Default::default(), state }
     }
 }
 

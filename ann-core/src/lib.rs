@@ -32,6 +32,7 @@ mod metric;
 mod open;
 mod page;
 mod rows;
+mod seed;
 mod threads;
 
 pub use element::{DType, Element, MAX_DIM};

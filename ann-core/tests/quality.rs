@@ -69,8 +69,19 @@ fn squared_l2() {
 #[test]
 fn inner_product() {
     let set = small_set();
-    let bars = [(10, 0.30), (64, 0.60), (200, 0.75)];
+    let bars = [(10, 0.70), (64, 0.95), (200, 0.99)];
     clears(Metric::InnerProduct, &set.base, &set.queries, &bars);
+}
+
+/// One vector ten thousand times as long as the others is the answer to half of all queries, and no answer to others.
+#[test]
+fn inner_product_with_an_outlier() {
+    let set = small_set();
+    let mut base = set.base.to_owned();
+    let row = base.row(17).to_owned();
+    let norm = row.dot(&row).sqrt();
+    base.row_mut(17).assign(&(row * (1e4 / norm)));
+    clears(Metric::InnerProduct, &base, &set.queries, &[(64, 0.90), (200, 0.97)]);
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub fn insert<T: Element>(
     loop {
         py.detach(|| work.run(shared, SLICE))?;
         let seen = py.check_signals().and_then(|()| match report {
-            Some(report) => report.call1((work.done(), work.total())).map(drop),
+            Some(report) => report.call1((work.progress(), work.total())).map(drop),
             None => Ok(()),
         });
         if let Err(raised) = seen {
@@ -81,9 +81,9 @@ impl<'a, T: Element> Work<'a, T> {
         Ok(Work::Graph { insertion: Box::new(insertion), replace })
     }
 
-    fn done(&self) -> usize {
+    fn progress(&self) -> usize {
         match self {
-            Work::Graph { insertion, .. } => insertion.done(),
+            Work::Graph { insertion, .. } => insertion.progress(),
             Work::Flat(work) => work.keys.len(),
         }
     }

@@ -48,6 +48,11 @@ pub(crate) fn read<S: PageStore>(
     }
 }
 
+/// The bytes of a list's record that are the list, its end included.
+pub(crate) fn seen(links: &[u32], width: usize) -> Vec<u8> {
+    encode(links, width.min(links.len() + 1))
+}
+
 /// The bytes of a link list of `width` entries.
 pub(crate) fn encode(links: &[u32], width: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(4 * width);

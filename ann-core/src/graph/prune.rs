@@ -9,6 +9,8 @@ use crate::error::Result;
 use crate::page::PageStore;
 use crate::rows::{Batch, Probe, Rows};
 
+use super::links::TREE;
+
 /// A possible neighbour and its distance to the node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Candidate {
@@ -19,6 +21,11 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
+    /// The link to it.
+    pub(crate) fn link(&self) -> u32 {
+        if self.tree { self.id | TREE } else { self.id }
+    }
+
     /// Near before far, then by id: a total order, so that results do not depend on the order of arrival.
     pub(crate) fn order(&self, other: &Candidate) -> std::cmp::Ordering {
         self.distance.total_cmp(&other.distance).then(self.id.cmp(&other.id))
@@ -44,36 +51,51 @@ impl Pruner {
     pub(crate) fn select<S: PageStore>(
         &mut self,
         rows: &Rows<S>,
-        max_norm: f32,
         candidates: &mut Vec<Candidate>,
         limit: usize,
     ) -> Result<()> {
+        self.choose(rows, candidates, limit)?;
+        candidates.sort_unstable_by(Candidate::order);
+        Ok(())
+    }
+
+    /// [`Pruner::select`] that puts first what the rule keeps, and returns how many those are.
+    pub(crate) fn choose<S: PageStore>(
+        &mut self,
+        rows: &Rows<S>,
+        candidates: &mut Vec<Candidate>,
+        limit: usize,
+    ) -> Result<usize> {
         let mut trees = candidates.iter().filter(|candidate| candidate.tree).count();
-        self.kept.clear();
         self.left_out.clear();
-        let mut error = None;
-        candidates.retain(|candidate| {
-            if error.is_some() || self.kept.len() + trees >= limit && !candidate.tree {
-                return false;
+        // Kept are those before `kept`, undecided those from there on, up to `end`.
+        let (mut kept, mut end) = (0, candidates.len());
+        while kept < end {
+            let candidate = candidates[kept];
+            if kept + trees >= limit && !candidate.tree {
+                let (open, left_out) = (&mut candidates[kept..end], &mut self.left_out);
+                end = kept + partition(open, left_out, |_, candidate| candidate.tree);
+                continue;
             }
-            let keep = candidate.tree
-                || self.is_new_direction(rows, max_norm, candidate).unwrap_or_else(|e| {
-                    error = Some(e);
-                    false
-                });
+            kept += 1;
             trees -= usize::from(candidate.tree);
-            match keep {
-                true => self.kept.push(candidate.id),
-                false => self.left_out.push(*candidate),
+            if kept == end {
+                break;
             }
-            keep
-        });
-        let places = limit.saturating_sub(candidates.len());
-        if places > 0 && !self.left_out.is_empty() {
-            candidates.extend(self.left_out.drain(..).take(places));
-            candidates.sort_unstable_by(Candidate::order);
+            rows.row_probe(candidate.id, &mut self.row, &mut self.probe)?;
+            self.batch.ids.clear();
+            self.batch.ids.extend(candidates[kept..end].iter().map(|open| open.id));
+            self.batch.score(rows, &self.probe)?;
+            let between = &self.batch.distances;
+            end = kept
+                + partition(&mut candidates[kept..end], &mut self.left_out, |at, candidate| {
+                    candidate.tree || !covers(between[at], candidate.distance)
+                });
         }
-        error.map_or(Ok(()), Err)
+        candidates.truncate(kept);
+        self.left_out.sort_unstable_by(Candidate::order);
+        candidates.extend(self.left_out.iter().take(limit.saturating_sub(kept)));
+        Ok(kept)
     }
 
     /// Reduces `candidates`, a few more than `limit`, to it, for much less work: drops the farthest ones to which
@@ -81,7 +103,6 @@ impl Pruner {
     pub(crate) fn thin<S: PageStore>(
         &mut self,
         rows: &Rows<S>,
-        max_norm: f32,
         candidates: &mut Vec<Candidate>,
         limit: usize,
     ) -> Result<()> {
@@ -91,7 +112,7 @@ impl Pruner {
             let candidate = candidates[at];
             self.kept.clear();
             self.kept.extend(candidates[..at].iter().map(|nearer| nearer.id));
-            if !candidate.tree && !self.is_new_direction(rows, max_norm, &candidate)? {
+            if !candidate.tree && !self.is_new_direction(rows, &candidate)? {
                 candidates.remove(at);
             }
         }
@@ -107,21 +128,46 @@ impl Pruner {
     fn is_new_direction<S: PageStore>(
         &mut self,
         rows: &Rows<S>,
-        max_norm: f32,
         candidate: &Candidate,
     ) -> Result<bool> {
         if self.kept.is_empty() {
             return Ok(true);
         }
-        rows.link_probe(candidate.id, max_norm, &mut self.row, &mut self.probe)?;
+        rows.row_probe(candidate.id, &mut self.row, &mut self.probe)?;
         for group in self.kept.chunks(GROUP) {
             self.batch.ids.clear();
             self.batch.ids.extend_from_slice(group);
             self.batch.score(rows, &self.probe)?;
-            if self.batch.distances.iter().any(|&between| between <= candidate.distance) {
+            if self.batch.distances.iter().any(|&between| covers(between, candidate.distance)) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
+}
+
+/// Whether a neighbour at distance `between` from a candidate stands in for it at `distance` from the node. One that
+/// all but coincides with the node is not nearer to the candidate than that; only rounding could say so, and a node
+/// in a crowd would lose every link that leads out.
+fn covers(between: f32, distance: f32) -> bool {
+    between <= distance - distance.abs() * 1e-4
+}
+
+/// Moves to the front what `stays`, the rest to `others`, both in their order; returns how many stay.
+fn partition(
+    candidates: &mut [Candidate],
+    others: &mut Vec<Candidate>,
+    stays: impl Fn(usize, &Candidate) -> bool,
+) -> usize {
+    let mut count = 0;
+    for at in 0..candidates.len() {
+        let candidate = candidates[at];
+        if stays(at, &candidate) {
+            candidates[count] = candidate;
+            count += 1;
+        } else {
+            others.push(candidate);
+        }
+    }
+    count
 }

@@ -5,8 +5,7 @@
 //! Yashunin, arXiv 1603.09320, algorithm 2).
 
 use crate::error::Result;
-use crate::page::PageStore;
-use crate::rows::{Batch, Probe, Rows, VECTORS};
+use crate::rows::{Batch, Probe};
 
 use super::links;
 use super::pool::Pool;
@@ -26,19 +25,18 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Adds a starting point that the search has not met yet.
-    pub(crate) fn enter<S: PageStore>(
-        &mut self,
-        rows: &Rows<S>,
-        id: u32,
-        admit: &mut impl FnMut(u32) -> Result<bool>,
-    ) -> Result<()> {
-        if links::fresh(&mut self.visited, id)? {
-            let vectors = rows.array(VECTORS)?;
-            let distance = rows.space.score_one(&rows.store, vectors, &self.probe, id)?;
-            self.scored += 1;
-            let admitted = admit(id)?;
-            self.pool.insert(distance, id, admitted);
+    /// Adds what the batch holds, scored, as starting points of a search that has met nothing yet.
+    pub(crate) fn enter(&mut self, admit: &mut impl FnMut(u32) -> Result<bool>) -> Result<()> {
+        let Scratch { pool, visited, batch, .. } = self;
+        for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
+            if !links::fresh(visited, id)? {
+                continue;
+            }
+            if distance < pool.bound() {
+                pool.insert(distance, id, admit(id)?);
+            } else {
+                pool.refuse(distance, id);
+            }
         }
         Ok(())
     }

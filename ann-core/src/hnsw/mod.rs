@@ -3,10 +3,13 @@
 //! Level 0 links every vector to at most `2 m` neighbours; each level above holds one in `m` of the nodes below it,
 //! with at most `m` links each, and serves to find a starting point near the query in a few steps.
 
+mod apply;
 mod builder;
 mod insert;
+mod load;
 #[doc(hidden)]
 pub mod plain;
+mod plan;
 mod repair;
 mod search;
 mod verify;
@@ -27,6 +30,7 @@ use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, MemStore, PageStore};
 use crate::rows::{Kind, LINKS, Matcher, Plan, Rows, State, UPPER, check_rows, nearest, slice};
+use crate::seed::mix;
 use crate::threads;
 
 pub use builder::HnswBuilder;
@@ -128,11 +132,11 @@ impl<S: PageStore> Hnsw<S> {
 
     /// The level of a slot, for all its occupants: at least `l` with probability `m^-l`.
     fn level(&self, id: u32) -> u8 {
-        let mut x = insert::mix(self.rows.meta.seed.get().wrapping_add(u64::from(id)));
+        let mut x = mix(self.rows.meta.seed.get().wrapping_add(u64::from(id)));
         let mut level = 0;
         while level < MAX_LEVEL && x.is_multiple_of(self.m() as u64) {
             level += 1;
-            x = insert::mix(x);
+            x = mix(x);
         }
         level
     }
@@ -154,8 +158,10 @@ impl<S: PageStore> Hnsw<S> {
         let mut insertion = Insertion::new(self, vectors, keys, replace, options.threads)?;
         let total = insertion.keys().len();
         while !insertion.is_done() {
+            // Within a batch it would leave nodes with half of their links.
             if let Some(progress) = &mut options.progress
-                && !progress(insertion.done(), total)
+                && !insertion.is_applying()
+                && !progress(insertion.progress(), total)
             {
                 return Err(Error::Cancelled { added: insertion.done() });
             }
@@ -331,17 +337,15 @@ impl<S: PageStore> Index for Hnsw<S> {
         let mut scratch = Box::<Scratch>::default();
         self.rows.space.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         scratch.pool.reset(ef, f32::NEG_INFINITY, true);
-        Ok(Cursor::new(self.rows.meta.changes.get(), CursorState::Graph(scratch, false)))
+        Ok(Cursor::new(self.rows.mark(), CursorState::Graph(scratch, false)))
     }
 
     fn resume(&self, cursor: &mut Cursor, n: usize, filter: Filter<'_>) -> Result<Vec<Hit>> {
-        let Cursor { changes, ready, state } = cursor;
+        self.rows.check_mark(&cursor.mark)?;
+        let Cursor { ready, state, .. } = cursor;
         let CursorState::Graph(scratch, started) = state else {
             return Err(Error::Changed);
         };
-        if *changes != self.rows.meta.changes.get() {
-            return Err(Error::Changed);
-        }
         let matcher = match filter {
             Filter::None => Matcher::All,
             filter => self.rows.plan(filter, 0)?.matcher,

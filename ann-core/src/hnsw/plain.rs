@@ -95,7 +95,8 @@ impl<S: PageStore> Hnsw<S> {
         self.rows.space.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         scratch.pool.reset(ef, f32::NEG_INFINITY, false);
         let start = entry(&self.rows)?.map_or(0, |(id, _)| id);
-        search_level(&self.rows, scratch, start, 0, &mut |_| Ok(true))?;
+        scratch.batch.score_only(&self.rows, &scratch.probe, start)?;
+        search_level(&self.rows, scratch, 0, &mut |_| Ok(true))?;
         Ok(scratch.pool.all().map(|(distance, _)| distance).sum())
     }
 }

@@ -65,7 +65,22 @@ impl<S: PageStore> Hnsw<S> {
             self.mend_lists(first, &dead_set)?;
         }
         for &id in &dead {
+            self.empty_lists(id)?;
+        }
+        for &id in &dead {
             self.rows.free(id)?;
+        }
+        Ok(())
+    }
+
+    /// Takes all links from a node that no list names, so that it names none either.
+    fn empty_lists(&mut self, id: u32) -> Result<()> {
+        for level in 0..=self.rows.node(id)?.level {
+            let (array, record) = place(&self.rows, id, level)?;
+            let mut change = Change::default();
+            let bytes = links::encode(&[], self.width(level));
+            change.put_record(self.rows.array(array)?, record, &bytes)?;
+            self.rows.commit(&mut change)?;
         }
         Ok(())
     }
@@ -108,11 +123,16 @@ impl<S: PageStore> Hnsw<S> {
         owners.sort_unstable();
         for owner in owners {
             let mut before = owner;
+            let mut steps = 0;
             loop {
                 let mut node = self.rows.node(before)?;
                 let next = node.twin.get();
                 if next == NONE {
                     break;
+                }
+                steps += 1;
+                if steps > self.rows.slots() {
+                    return Err(self.rows.corrupt_node(owner, "its chain goes round".into()));
                 }
                 let twin = self.rows.node(next)?;
                 if !twin.is(State::DeadTwin) {
@@ -122,8 +142,7 @@ impl<S: PageStore> Hnsw<S> {
                 node.twin = twin.twin;
                 let mut change = Change::default();
                 change.put_record(self.rows.array(NODES)?, before, node.as_bytes())?;
-                self.rows.commit(&mut change)?;
-                self.rows.free(next)?;
+                self.rows.free_with(change, next)?;
             }
         }
         Ok(())
@@ -159,6 +178,12 @@ impl<S: PageStore> Hnsw<S> {
         for pair in marked.windows(2) {
             let a = counts.claim(&self.rows, std::iter::once(pair[0]), width, Some(id))?;
             let b = counts.claim(&self.rows, std::iter::once(pair[1]), width, Some(id))?;
+            // A sweep that was cut short may have joined them already.
+            if a == b {
+                counts.release(a);
+                counts.release(b);
+                continue;
+            }
             self.edit_edge(a, b, |list, other| {
                 tree::mark(list, other, width);
             })?;
@@ -185,7 +210,7 @@ impl<S: PageStore> Hnsw<S> {
             for (id, other) in [(a, b), (b, a)] {
                 let mut list = Vec::new();
                 links::read(&self.rows, LINKS, id, &mut list)?;
-                change.expect_record(array, id, &links::encode(&list, width))?;
+                change.expect_record(array, id, &links::seen(&list, width))?;
                 edit(&mut list, other);
                 change.put_record(array, id, &links::encode(&list, width))?;
             }
@@ -274,8 +299,7 @@ impl<S: PageStore> Hnsw<S> {
         }
         let mut ids: Vec<u32> = names.into_iter().collect();
         ids.sort_unstable();
-        let max_norm = self.rows.meta.max_norm.get();
-        self.rows.link_probe(id, max_norm, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.row_probe(id, &mut scratch.row, &mut scratch.probe)?;
         scratch.batch.ids.clone_from(&ids);
         scratch.batch.score(&self.rows, &scratch.probe)?;
         let scored = ids.iter().zip(&scratch.batch.distances);
@@ -283,7 +307,7 @@ impl<S: PageStore> Hnsw<S> {
             .map(|(&id, &distance)| Candidate { distance, id, tree: marked.contains(&id) })
             .collect();
         candidates.sort_unstable_by(Candidate::order);
-        pruner.select(&self.rows, max_norm, &mut candidates, self.width(level))?;
-        Ok(Some(candidates.iter().map(|c| if c.tree { c.id | TREE } else { c.id }).collect()))
+        pruner.select(&self.rows, &mut candidates, self.width(level))?;
+        Ok(Some(candidates.iter().map(Candidate::link).collect()))
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn entry<S: PageStore>(rows: &Rows<S>) -> Result<Option<(u32, u8)>> {
 }
 
 /// From `id` at level `from`, steps to ever nearer neighbours, level by level, and returns where that ends
-/// at level `to`.
+/// at level `to`. The batch then holds that node and its neighbours there, scored.
 pub(super) fn descend<S: PageStore>(
     rows: &Rows<S>,
     probe: &Probe,
@@ -47,11 +47,8 @@ pub(super) fn descend<S: PageStore>(
     to: u8,
     cost: &mut Cost,
 ) -> Result<u32> {
-    batch.ids.clear();
-    batch.ids.push(id);
-    batch.score(rows, probe)?;
+    cost.distances += batch.score_only(rows, probe, id)?;
     let mut nearest = batch.distances[0];
-    cost.distances += 1;
     for level in (to..=from).rev() {
         loop {
             let (array, record) = place(rows, id, level)?;
@@ -67,19 +64,21 @@ pub(super) fn descend<S: PageStore>(
             }
         }
     }
+    batch.ids.push(id);
+    batch.distances.push(nearest);
     Ok(id)
 }
 
-/// Best-first search of one level from a starting point, into the scratch's pool, which has been reset.
+/// Best-first search of one level, into the scratch's pool, which has been reset. It starts from all that the batch
+/// holds, scored: more than one starting point costs nothing and gets a search out of many a dead end.
 pub(super) fn search_level<S: PageStore>(
     rows: &Rows<S>,
     scratch: &mut Scratch,
-    start: u32,
     level: u8,
     admit: &mut impl FnMut(u32) -> Result<bool>,
 ) -> Result<()> {
     scratch.visited.reset(rows.slots());
-    scratch.enter(rows, start, admit)?;
+    scratch.enter(admit)?;
     best_first(rows, scratch, level, admit)
 }
 
@@ -119,15 +118,15 @@ impl<S: PageStore> Hnsw<S> {
             return Ok(cost);
         };
         let Scratch { probe, batch, .. } = scratch;
-        let start = match level {
-            0 => id,
-            level => descend(rows, probe, batch, (id, level), 1, &mut cost)?,
-        };
+        match level {
+            0 => cost.distances += batch.score_only(rows, probe, id)?,
+            level => _ = descend(rows, probe, batch, (id, level), 1, &mut cost)?,
+        }
         // Without tombstones and filter every node of the graph may be returned.
         if matcher.is_all() && rows.meta.tombstones.get() == 0 {
-            search_level(rows, scratch, start, 0, &mut |_| Ok(true))?;
+            search_level(rows, scratch, 0, &mut |_| Ok(true))?;
         } else {
-            search_level(rows, scratch, start, 0, &mut |id| rows.admits(id, matcher))?;
+            search_level(rows, scratch, 0, &mut |id| rows.admits(id, matcher))?;
         }
         cost.hops += scratch.hops;
         cost.distances += scratch.scored;

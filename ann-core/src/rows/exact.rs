@@ -24,6 +24,18 @@ impl Batch {
         let Batch { ids, distances, offsets } = self;
         rows.space.score(&rows.store, rows.array(VECTORS)?, probe, ids, offsets, distances)
     }
+
+    /// Makes `id` all that the batch holds, scores it, and returns 1, the distances computed.
+    pub(crate) fn score_only<S: PageStore>(
+        &mut self,
+        rows: &Rows<S>,
+        probe: &Probe,
+        id: u32,
+    ) -> Result<u64> {
+        self.ids.clear();
+        self.ids.push(id);
+        self.score(rows, probe).map(|()| 1)
+    }
 }
 
 impl Batch {

@@ -1,6 +1,7 @@
 //! Checks at the door, on whole matrices and key lists, before anything is changed.
 
 use std::borrow::Cow;
+use std::hash::{DefaultHasher, Hasher};
 
 use ndarray::{ArrayView1, ArrayView2};
 use rayon::prelude::*;
@@ -89,4 +90,40 @@ fn check_unique(count: usize, keys: &[u64]) -> Result<()> {
         Some((key, row)) => Err(Error::DuplicateKey { key, row }),
         None => Ok(()),
     }
+}
+
+/// Takes rows that equal an earlier one out of the order, and returns them with that one.
+pub(crate) fn find_repeats<T: Element>(
+    vectors: &ArrayView2<'_, T>,
+    order: &mut Vec<u32>,
+) -> Vec<(u32, u32)> {
+    let mut hashed: Vec<(u64, u32)> = order
+        .par_iter()
+        .enumerate()
+        .map(|(position, &row)| {
+            let mut bytes = Vec::new();
+            T::extend_bytes(&slice(vectors.row(row as usize)), &mut bytes);
+            let mut hasher = DefaultHasher::new();
+            hasher.write(&bytes);
+            (hasher.finish(), position as u32)
+        })
+        .collect();
+    hashed.par_sort_unstable();
+    let mut repeats = Vec::new();
+    for same in hashed.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1) {
+        let first = order[same[0].1 as usize];
+        for &(_, position) in &same[1..] {
+            let row = order[position as usize];
+            // Bits, not values: -0.0 and 0.0 are the same number, but not given back the same.
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            T::extend_bytes(&slice(vectors.row(first as usize)), &mut a);
+            T::extend_bytes(&slice(vectors.row(row as usize)), &mut b);
+            if a == b {
+                repeats.push((row, first));
+                order[position as usize] = u32::MAX;
+            }
+        }
+    }
+    order.retain(|&row| row != u32::MAX);
+    repeats
 }

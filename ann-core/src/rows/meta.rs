@@ -1,6 +1,6 @@
 //! The meta page: what an index is, its counters, and where its arrays lie. One page, read once at open.
 
-use zerocopy::little_endian::{F32, U32, U64};
+use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::element::{DType, MAX_DIM};
@@ -122,8 +122,7 @@ pub(crate) struct Meta {
     pub entry_level: U32,
     pub m: U32,
     pub ef_construction: U32,
-    /// Largest squared norm seen; inner product only.
-    pub max_norm: F32,
+    reserved_c: [u8; 4],
     /// Records of the upper-level link array handed out so far.
     pub upper: U32,
     reserved_b: [u8; 32],
@@ -279,6 +278,14 @@ impl Node {
 
     pub(crate) fn set_state(&mut self, state: State) {
         self.state = state as u8;
+    }
+
+    /// Makes it a free slot, before `next` on the free list.
+    pub(crate) fn free(&mut self, next: u32) {
+        self.set_state(State::Free);
+        self.generation = self.generation.get().wrapping_add(1).into();
+        self.owner = NONE.into();
+        self.twin = next.into();
     }
 
     pub(crate) fn is(&self, state: State) -> bool {

@@ -13,7 +13,7 @@ mod meta;
 mod report;
 mod space;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -22,7 +22,7 @@ pub(crate) use change::Change;
 pub(crate) use exact::{Batch, nearest};
 pub use filter::Filter;
 pub(crate) use filter::{Matcher, Plan};
-pub(crate) use input::{check_rows, slice};
+pub(crate) use input::{check_rows, find_repeats, slice};
 use keys::Keys;
 pub use meta::Kind;
 pub(crate) use meta::{ARRAYS, Extent, MAX_SLOTS, Meta, NONE, Node, State};
@@ -31,7 +31,6 @@ pub(crate) use space::{Probe, Space};
 
 use crate::error::{Error, Result};
 use crate::kernel::Isa;
-use crate::metric::Metric;
 use crate::page::{PageId, PageStore};
 
 /// The array of vectors.
@@ -56,7 +55,11 @@ pub(crate) struct Rows<S> {
     pub space: Space,
     arrays: Vec<Option<Array>>,
     keys: OnceLock<Keys>,
+    identity: Arc<()>,
 }
+
+/// What an index was when something began that must not outlive a change: which index, and after which change.
+pub(crate) struct Mark(Arc<()>, u64);
 
 impl<S: PageStore> Rows<S> {
     /// Makes an empty index in a store without pages. `setup` fills in what is the kind's own.
@@ -86,7 +89,7 @@ impl<S: PageStore> Rows<S> {
         store.grow(1)?;
         store.write(&[META], |pages| pages.put(0, 0, meta.as_bytes()))?;
         let arrays = arrays_of(&meta, page_size);
-        Ok(Rows { store, meta, space, arrays, keys: OnceLock::new() })
+        Ok(Rows { store, meta, space, arrays, keys: OnceLock::new(), identity: Arc::default() })
     }
 
     /// Opens the index in a store: reads and checks the meta page, and nothing else.
@@ -115,7 +118,11 @@ impl<S: PageStore> Rows<S> {
             }
         }
         let mut arrays = arrays_of(&meta, page_size);
-        let end = store.page_count().min(meta.pages.get());
+        let end = meta.pages.get();
+        if end > store.page_count() {
+            let what = format!("{end} pages, the store has {}", store.page_count());
+            return Err(Error::corrupt(0, what));
+        }
         let mut taken: Vec<(u64, u64)> = vec![(0, 1)];
         for extent in &extents {
             let (start, pages) = (extent.start.get(), extent.pages());
@@ -146,7 +153,20 @@ impl<S: PageStore> Rows<S> {
         {
             return Err(Error::corrupt(0, "the upper links lie outside their array"));
         }
-        Ok(Rows { store, meta, space, arrays, keys: OnceLock::new() })
+        Ok(Rows { store, meta, space, arrays, keys: OnceLock::new(), identity: Arc::default() })
+    }
+
+    /// What the index is now.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.identity.clone(), self.meta.changes.get())
+    }
+
+    /// [`Error::Changed`] unless the index still is what it was.
+    pub(crate) fn check_mark(&self, mark: &Mark) -> Result<()> {
+        match Arc::ptr_eq(&mark.0, &self.identity) && mark.1 == self.meta.changes.get() {
+            true => Ok(()),
+            false => Err(Error::Changed),
+        }
     }
 
     /// Slots handed out: ids are below it.
@@ -235,18 +255,12 @@ impl<S: PageStore> Rows<S> {
     }
 
     /// Prepares a stored row for distances among rows. `copy` is scratch, used where the row is not in one piece.
-    pub(crate) fn link_probe(
-        &self,
-        id: u32,
-        max_norm: f32,
-        copy: &mut Vec<u8>,
-        probe: &mut Probe,
-    ) -> Result<()> {
+    pub(crate) fn row_probe(&self, id: u32, copy: &mut Vec<u8>, probe: &mut Probe) -> Result<()> {
         if self.array(VECTORS)?.span() == 1 {
-            return self.record(VECTORS, id, |row| self.space.link_probe(row, max_norm, probe));
+            return self.record(VECTORS, id, |row| self.space.probe(row, probe));
         }
         self.row(id, copy)?;
-        self.space.link_probe(copy, max_norm, probe);
+        self.space.probe(copy, probe);
         Ok(())
     }
 
@@ -347,20 +361,6 @@ impl<S: PageStore> Rows<S> {
         Ok(())
     }
 
-    /// Records the squared norm of a row about to be linked, so that graphs measure with the largest.
-    pub(crate) fn raise_norm(&mut self, row: &[u8]) -> Result<()> {
-        if self.space.metric != Metric::InnerProduct {
-            return Ok(());
-        }
-        let norm = self.space.norm2_of(row);
-        if norm > self.meta.max_norm.get() {
-            let mut meta = self.meta;
-            meta.max_norm = norm.into();
-            self.commit_meta(Change::default(), meta)?;
-        }
-        Ok(())
-    }
-
     /// Makes a vector visible, together with whatever `change` holds already. `replaces` is a visible vector of
     /// the same key, which dies in the same moment. The caller has reserved the arrays.
     pub(crate) fn birth(
@@ -421,22 +421,26 @@ impl<S: PageStore> Rows<S> {
 
     /// Puts a slot that nothing refers to any more on the free list. `live` and `tombstones` count what it was.
     pub(crate) fn free(&mut self, id: u32) -> Result<()> {
+        self.free_with(Change::default(), id)
+    }
+
+    /// [`Rows::free`], together with whatever `change` holds already.
+    pub(crate) fn free_with(&mut self, mut change: Change, id: u32) -> Result<()> {
         let mut node = self.node(id)?;
         let mut meta = self.meta;
-        if node.is_visible() {
+        let key = node.is_visible().then(|| node.key.get());
+        if key.is_some() {
             meta.live = meta.live.get().saturating_sub(1).into();
-            self.forget_key(node.key.get());
         } else {
             meta.tombstones = meta.tombstones.get().saturating_sub(1).into();
         }
-        node.set_state(State::Free);
-        node.generation = node.generation.get().wrapping_add(1).into();
-        node.owner = NONE.into();
-        node.twin = meta.free;
+        node.free(meta.free.get());
         meta.free = id.into();
-        let mut change = Change::default();
         change.put_record(self.array(NODES)?, id, node.as_bytes())?;
         self.commit_meta(change, meta)?;
+        if let Some(key) = key {
+            self.forget_key(key);
+        }
         Ok(())
     }
 

@@ -125,9 +125,27 @@ impl<S: PageStore> Rows<S> {
             return Err(Error::corrupt(0, format!("{twins} twins, {on_chain} of them on chains")));
         }
         let listed = self.free_ids(free as usize)?;
-        if listed.iter().any(|&id| id >= self.slots()) {
+        let distinct: hashbrown::HashSet<u32> = listed.iter().copied().collect();
+        if distinct.len() < listed.len() || listed.iter().any(|&id| id >= self.slots()) {
             let what = format!("{free} slots are free, fewer are on the free list");
             return Err(Error::corrupt(0, what));
+        }
+        self.verify_vectors()
+    }
+
+    /// Vectors in use are such as were let in, and what is stored behind them belongs to them.
+    fn verify_vectors(&self) -> Result<()> {
+        let mut row = Vec::new();
+        for id in 0..self.slots() {
+            if self.node(id)?.is(State::Free) {
+                continue;
+            }
+            self.row(id, &mut row)?;
+            if let Err(what) = self.space.verify(&row) {
+                let place = self.array(VECTORS)?.locate(id);
+                let page = place.map_or(0, |(page, _)| page.0);
+                return Err(Error::corrupt(page, format!("the vector of slot {id}: {what}")));
+            }
         }
         Ok(())
     }

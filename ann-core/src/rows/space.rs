@@ -1,13 +1,11 @@
 //! The space that rows live in: their layout, and distances made of the kernels' raw sums.
 //!
-//! A row is the vector's bytes, padded to four, and where the metric needs one a float behind them: `1 / |v|` under
-//! cosine, `|v|^2` under inner product. Vectors are stored as they were given.
+//! A row is the vector's bytes, and under cosine, at the next multiple of four, a float: `1 / |v|`. Vectors are
+//! stored as they were given.
 //!
-//! Searches and graph construction may measure differently. Under inner product, "nearer" is no metric and pruning
-//! by it goes astray, so graphs are built in the space of norm-augmented vectors `(v, sqrt(M^2 - |v|^2))`, where `M`
-//! is the largest norm seen: there the nearest neighbour in L2 of `(q, 0)` is the vector with the largest inner
-//! product (Bachrach et al., RecSys 2014). When `M` grows, edges chosen under the smaller one stay; they still
-//! order by angle and norm, only by a little less well.
+//! Graphs are built with the distances that searches use. Under inner product that is no metric, but pruning only
+//! compares distances, and links chosen by it lead to long vectors, where the answers are (Morozov and Babenko,
+//! NeurIPS 2018).
 
 use crate::element::{DType, Element, MAX_DIM};
 use crate::error::{Error, Result};
@@ -42,8 +40,6 @@ enum Finish {
     Negate,
     /// With the probe's `1 / |v|`.
     Cosine(f32),
-    /// With the largest squared norm and the probe's augmenting coordinate.
-    Augmented(f32, f32),
 }
 
 impl Space {
@@ -59,7 +55,7 @@ impl Space {
             })?,
         };
         let vector_bytes = dim * dtype.size();
-        let tail = if metric == Metric::L2sq { 0 } else { 4 };
+        let tail = if metric == Metric::Cosine { 4 } else { 0 };
         let stride = round_stride(vector_bytes.next_multiple_of(4) + tail);
         Ok(Space { dim, dtype, metric, kernel, vector_bytes, stride })
     }
@@ -87,15 +83,6 @@ impl Space {
         good.or_else(|| sizes.min_by(|a, b| waste(a).total_cmp(&waste(b)))).unwrap_or(8192)
     }
 
-    /// The metric's own float for a vector: `1 / |v|`, `|v|^2`, or 0 where it needs none.
-    fn tail<T: Element>(&self, vector: &[T]) -> f32 {
-        match self.metric {
-            Metric::L2sq => 0.0,
-            Metric::InnerProduct => norm2(vector) as f32,
-            Metric::Cosine => norm2(vector).sqrt().recip() as f32,
-        }
-    }
-
     /// Checks a vector at the door; `row` is for the message.
     pub(crate) fn check<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
         if T::DTYPE != self.dtype {
@@ -118,26 +105,39 @@ impl Space {
                 return Err(Error::TooLong { row, norm: norm.sqrt() });
             }
         }
-        if self.metric == Metric::Cosine && !self.tail(vector).is_finite() {
+        if self.metric == Metric::Cosine && !inverse_norm(vector).is_finite() {
             return Err(Error::ZeroVector { row });
         }
         Ok(())
+    }
+
+    /// What is wrong with an encoded row.
+    pub(crate) fn verify(&self, row: &[u8]) -> std::result::Result<(), String> {
+        match self.dtype {
+            DType::F32 => self.verify_as::<f32>(row),
+            DType::F16 => self.verify_as::<half::f16>(row),
+            DType::I8 => self.verify_as::<i8>(row),
+            DType::U8 => self.verify_as::<u8>(row),
+        }
+    }
+
+    fn verify_as<T: Element>(&self, row: &[u8]) -> std::result::Result<(), String> {
+        let vector = T::from_bytes(row.get(..self.vector_bytes).unwrap_or_default());
+        self.check(&vector, 0).map_err(|error| error.to_string())?;
+        let tail = self.tail_of(row, 0);
+        let right = self.metric != Metric::Cosine || tail == inverse_norm(&vector);
+        if right { Ok(()) } else { Err(format!("{tail} is not the inverse of its norm")) }
     }
 
     /// Appends the row of a vector that passed [`Space::check`].
     pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) {
         let start = out.len();
         T::extend_bytes(vector, out);
-        if self.metric != Metric::L2sq {
+        if self.metric == Metric::Cosine {
             out.resize(start + self.tail_at(), 0);
-            out.extend_from_slice(&self.tail(vector).to_le_bytes());
+            out.extend_from_slice(&inverse_norm(vector).to_le_bytes());
         }
         out.resize(start + self.stride, 0);
-    }
-
-    /// Squared norm of an encoded row; inner product only.
-    pub(crate) fn norm2_of(&self, row: &[u8]) -> f32 {
-        self.tail_of(row, 0)
     }
 
     /// Where in a row its float is.
@@ -164,7 +164,7 @@ impl Space {
         Ok(())
     }
 
-    /// Prepares an encoded row (without its padding, if need be) as a search query.
+    /// Prepares an encoded row (without its padding, if need be) as a query.
     pub(crate) fn probe(&self, row: &[u8], probe: &mut Probe) {
         self.kernel.prepare(&row[..self.vector_bytes], &mut probe.query);
         probe.finish = match self.metric {
@@ -186,24 +186,11 @@ impl Space {
         }
     }
 
-    /// Prepares an encoded row for distances among rows, as graphs are built from. None is negative.
-    pub(crate) fn link_probe(&self, row: &[u8], max_norm: f32, probe: &mut Probe) {
-        self.probe(row, probe);
-        if self.metric == Metric::InnerProduct {
-            let rest = (max_norm - self.tail_of(row, 0)).max(0.0).sqrt();
-            probe.finish = Finish::Augmented(max_norm, rest);
-        }
-    }
-
     fn finish(&self, finish: Finish, raw: f32, tail: impl Fn() -> f32) -> f32 {
         match finish {
             Finish::Raw => raw,
             Finish::Negate => -raw,
             Finish::Cosine(inverse) => (1.0 - raw * inverse * tail()).max(0.0),
-            Finish::Augmented(max, rest) => {
-                let other = (max - tail()).max(0.0).sqrt();
-                (2.0 * (max - raw - rest * other)).max(0.0)
-            }
         }
     }
 
@@ -307,6 +294,10 @@ fn float_at(bytes: &[u8], at: usize) -> f32 {
         Some(&[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
         _ => 0.0,
     }
+}
+
+fn inverse_norm<T: Element>(vector: &[T]) -> f32 {
+    norm2(vector).sqrt().recip() as f32
 }
 
 fn norm2<T: Element>(vector: &[T]) -> f64 {

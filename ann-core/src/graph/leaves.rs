@@ -1,0 +1,459 @@
+//! Overlapping leaves: a set of vectors cut into small groups of near ones, each vector in several of them.
+//!
+//! Leaders are drawn from the set, and each vector goes to the few leaders nearest to it; groups that are still too
+//! large are cut again. Near vectors share a leaf with high probability, so most neighbours of a vector can be found
+//! among the members of its leaves: by products of small matrices, instead of distances to one vector at a time
+//! (ball carving, as PiPNN builds its graphs).
+
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, ArrayView2, s};
+use rayon::prelude::*;
+
+use crate::element::Element;
+use crate::metric::Metric;
+use crate::rows::slice;
+use crate::seed::mix;
+
+/// Members of a leaf, at most.
+const LEAF: usize = 1024;
+/// Floats in the matrix of a leaf, at most, unless that made leaves smaller than [`BLOCK`].
+const LEAF_FLOATS: usize = 1 << 22;
+/// Leaders that a set is cut by, at most.
+const LEADERS: usize = 1000;
+/// Leaders that each vector goes to at the first cut; at later ones it is one.
+const FANOUT: usize = 6;
+/// Rows of one matrix product.
+const BLOCK: usize = 128;
+/// Multiplications of one step, roughly.
+const STEP: usize = 5_000_000_000;
+
+/// Edge of the cells in which rows are counted to find crowds; the longest vectors have length one.
+const CELL: f32 = 1e-3;
+/// Rows of a cell that stay in the set.
+const CROWD: usize = 16;
+
+/// Marks the one leaf in which a row is at home.
+const HOME: u32 = 1 << 31;
+
+/// Vectors as floats, in a space where squared L2 orders them as their metric does.
+pub(crate) struct Points<'a, T> {
+    vectors: ArrayView2<'a, T>,
+    /// What each is multiplied by: one over its length where only directions count, else one over the length of the
+    /// longest, so that no product overflows or vanishes.
+    scales: Vec<f32>,
+    /// Their mean: products lose less when the vectors lie around zero.
+    mean: Vec<f32>,
+}
+
+impl<'a, T: Element> Points<'a, T> {
+    /// Runs on the current thread pool. `metric` is not inner product, which no such space orders.
+    pub(crate) fn new(vectors: ArrayView2<'a, T>, metric: Metric) -> Points<'a, T> {
+        let dim = vectors.ncols();
+        let norm = |row| {
+            let vector = slice(vectors.row(row));
+            let squares = vector.iter().map(|value| f64::from(value.to_f32()).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        let norms = (0..vectors.nrows()).into_par_iter().map(norm);
+        let scales = match metric {
+            Metric::Cosine => norms.map(|norm| norm.recip() as f32).collect(),
+            _ => {
+                let longest = norms.reduce(|| 0.0, f64::max);
+                let scale = if longest > 0.0 { longest.recip() as f32 } else { 1.0 };
+                vec![scale; vectors.nrows()]
+            }
+        };
+        let mut points = Points { vectors, scales, mean: vec![0.0; dim] };
+        let step = vectors.nrows().div_ceil(1000).max(1);
+        let sample: Vec<usize> = (0..vectors.nrows()).step_by(step).collect();
+        let (mut mean, mut row) = (vec![0f32; dim], vec![0f32; dim]);
+        for &at in &sample {
+            points.fill(at, &mut row);
+            mean.iter_mut()
+                .zip(&row)
+                .for_each(|(mean, value)| *mean += value / sample.len() as f32);
+        }
+        points.mean = mean;
+        points
+    }
+
+    /// Takes all but a few of rows that crowd together out of `rows`, and returns them. Seen from among many that all
+    /// but coincide there are no other directions: who finds its neighbours in a crowd finds no way out of it.
+    pub(crate) fn set_crowds_aside(&self, rows: &mut Vec<u32>) -> Vec<u32> {
+        let cell = |(at, &row): (usize, &u32)| {
+            let mut point = vec![0f32; self.mean.len()];
+            self.fill(row as usize, &mut point);
+            let hash = point
+                .iter()
+                .fold(0, |hash, value| mix(hash ^ (value / CELL).round() as i64 as u64));
+            (hash, at as u32)
+        };
+        let mut cells: Vec<(u64, u32)> = rows.par_iter().enumerate().map(cell).collect();
+        cells.par_sort_unstable();
+        let mut aside = vec![false; rows.len()];
+        for crowd in cells.chunk_by(|a, b| a.0 == b.0).filter(|crowd| crowd.len() > CROWD) {
+            crowd[CROWD..].iter().for_each(|&(_, at)| aside[at as usize] = true);
+        }
+        let mut at = 0;
+        rows.extract_if(.., |_| {
+            at += 1;
+            aside[at - 1]
+        })
+        .collect()
+    }
+
+    fn fill(&self, row: usize, out: &mut [f32]) {
+        let vector = slice(self.vectors.row(row));
+        let scale = self.scales[row];
+        for ((out, value), mean) in out.iter_mut().zip(&*vector).zip(&self.mean) {
+            *out = value.to_f32() * scale - mean;
+        }
+    }
+
+    /// Members of a leaf, at most.
+    fn leaf(&self) -> usize {
+        (LEAF_FLOATS / self.mean.len().max(1)).clamp(BLOCK, LEAF)
+    }
+
+    /// Leaves whose neighbours can be found in one step.
+    pub(crate) fn leaves_a_step(&self) -> usize {
+        (STEP / (self.leaf() * self.leaf() * self.mean.len().max(1))).clamp(2, 64)
+    }
+
+    /// Replaces `matrix` with rows.
+    fn gather(&self, rows: &[u32], matrix: &mut Matrix) {
+        let dim = self.vectors.ncols();
+        if matrix.values.dim() != (rows.len(), dim) {
+            matrix.values = Array2::zeros((rows.len(), dim));
+        }
+        matrix.halves.clear();
+        for (&row, out) in rows.iter().zip(matrix.values.rows_mut()) {
+            if let Some(out) = out.into_slice() {
+                self.fill((row & !HOME) as usize, out);
+                matrix.halves.push(out.iter().map(|value| value * value).sum::<f32>() / 2.0);
+            }
+        }
+    }
+}
+
+/// Vectors, and half the square of each one's norm: `|b|^2 / 2 - a b` orders the vectors `b` by distance to `a`.
+#[derive(Default)]
+struct Matrix {
+    values: Array2<f32>,
+    halves: Vec<f32>,
+}
+
+fn multiply(a: ArrayView2<'_, f32>, b: &Matrix, products: &mut Array2<f32>) {
+    let shape = (a.nrows(), b.values.nrows());
+    if products.dim() != shape {
+        *products = Array2::zeros(shape);
+    }
+    general_mat_mul(1.0, &a, &b.values.t(), 0.0, products);
+}
+
+/// The nearest few of a row of products, nearest first; equally near ones in their order.
+#[derive(Default)]
+struct Nearest {
+    found: Vec<(f32, u32)>,
+    limit: usize,
+    bound: f32,
+}
+
+impl Nearest {
+    fn reset(&mut self, limit: usize, bound: f32) {
+        self.found.clear();
+        self.limit = limit;
+        self.bound = bound;
+    }
+
+    #[inline]
+    fn offer(&mut self, key: f32, at: usize) {
+        if key < self.bound {
+            if self.found.len() == self.limit {
+                self.found.pop();
+            }
+            let place = self.found.partition_point(|near| near.0 <= key);
+            self.found.insert(place, (key, at as u32));
+            if self.found.len() == self.limit {
+                self.bound = self.found[self.limit - 1].0;
+            }
+        }
+    }
+
+    /// Offers all of a row. Most groups hold none that is near enough, which vector instructions find out.
+    fn offer_all(&mut self, products: &[f32], halves: &[f32], except: usize) {
+        const GROUP: usize = 32;
+        for (group, (products, halves)) in
+            products.chunks(GROUP).zip(halves.chunks(GROUP)).enumerate()
+        {
+            let keys = || products.iter().zip(halves).map(|(product, half)| half - product);
+            if keys().fold(false, |any, key| any | (key < self.bound)) {
+                for (at, key) in (group * GROUP..).zip(keys()) {
+                    if at != except {
+                        self.offer(key, at);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A set on its way into leaves.
+pub(crate) struct Cut {
+    rows: Vec<u32>,
+    seed: u64,
+    leaders: Matrix,
+    fanout: usize,
+    /// For each row, its leaders.
+    nearest: Vec<u32>,
+    /// The leaves, once they are there.
+    pub leaves: Vec<Vec<u32>>,
+}
+
+impl Cut {
+    /// Draws leaders for `rows`, which are in no particular order.
+    pub(crate) fn new<T: Element>(points: &Points<'_, T>, rows: &[u32], seed: u64) -> Cut {
+        let rows = rows.iter().map(|row| row | HOME).collect();
+        Cut::with_fanout(points, rows, FANOUT, seed)
+    }
+
+    fn with_fanout<T: Element>(
+        points: &Points<'_, T>,
+        rows: Vec<u32>,
+        fanout: usize,
+        seed: u64,
+    ) -> Cut {
+        let wanted = 2 + 2 * fanout * rows.len() / points.leaf();
+        let count = wanted.min(LEADERS).min(rows.len());
+        let mut draw = seed;
+        let drawn: Vec<u32> = (0..count)
+            .map(|at| {
+                draw = mix(draw);
+                let (from, to) = (at * rows.len() / count, (at + 1) * rows.len() / count);
+                rows[from + draw as usize % (to - from)]
+            })
+            .collect();
+        let mut leaders = Matrix::default();
+        points.gather(&drawn, &mut leaders);
+        let fanout = fanout.min(count);
+        Cut { rows, seed, leaders, fanout, nearest: Vec::new(), leaves: Vec::new() }
+    }
+
+    /// One step, a fraction of a second long, on the current thread pool. False once there is nothing more to do.
+    pub(crate) fn step<T: Element>(&mut self, points: &Points<'_, T>) -> bool {
+        if !self.leaves.is_empty() || self.rows.is_empty() {
+            return false;
+        }
+        let leaf = points.leaf();
+        if self.rows.len() <= leaf {
+            self.leaves.push(std::mem::take(&mut self.rows));
+            return false;
+        }
+        let work = self.leaders.values.len().max(1);
+        let from = self.nearest.len() / self.fanout;
+        let to = self.rows.len().min(from + (STEP / work).next_multiple_of(BLOCK));
+        if from < to {
+            self.assign(points, from, to);
+            return true;
+        }
+        let whole = self.rows.len();
+        let groups = self.groups(leaf);
+        let seed = self.seed;
+        let divide = |(at, group): (usize, Vec<u32>)| {
+            if group.len() <= leaf {
+                return vec![group];
+            }
+            // Leaders cannot tell these apart.
+            if group.len() > whole / 10 * 9 {
+                return group.chunks(leaf).map(<[u32]>::to_vec).collect();
+            }
+            let mut cut = Cut::with_fanout(points, group, 1, mix(seed ^ at as u64));
+            while cut.step(points) {}
+            cut.leaves
+        };
+        let leaves: Vec<Vec<Vec<u32>>> = groups.into_par_iter().enumerate().map(divide).collect();
+        self.leaves = leaves.into_iter().flatten().collect();
+        false
+    }
+
+    /// Finds the leaders of some rows.
+    fn assign<T: Element>(&mut self, points: &Points<'_, T>, from: usize, to: usize) {
+        let Cut { rows, leaders, fanout, nearest, .. } = self;
+        let found = rows[from..to].par_chunks(BLOCK).map_init(
+            || (Matrix::default(), Array2::zeros((0, 0)), Nearest::default()),
+            |(block, products, nearest), rows| {
+                points.gather(rows, block);
+                multiply(block.values.view(), leaders, products);
+                let mut found = Vec::with_capacity(rows.len() * *fanout);
+                for products in products.outer_iter() {
+                    nearest.reset(*fanout, f32::INFINITY);
+                    nearest.offer_all(
+                        products.to_slice().unwrap_or(&[]),
+                        &leaders.halves,
+                        usize::MAX,
+                    );
+                    nearest.found.resize(*fanout, (0.0, 0));
+                    found.extend(nearest.found.iter().map(|near| near.1));
+                }
+                found
+            },
+        );
+        let found: Vec<Vec<u32>> = found.collect();
+        nearest.extend(found.into_iter().flatten());
+    }
+
+    /// The rows by leader, small groups put together.
+    fn groups(&mut self, leaf: usize) -> Vec<Vec<u32>> {
+        let mut groups = vec![Vec::new(); self.leaders.values.nrows()];
+        for (&row, leaders) in self.rows.iter().zip(self.nearest.chunks(self.fanout)) {
+            for (rank, &leader) in leaders.iter().enumerate() {
+                groups[leader as usize].push(if rank == 0 { row } else { row & !HOME });
+            }
+        }
+        (self.rows, self.nearest) = (Vec::new(), Vec::new());
+        let mut merged: Vec<Vec<u32>> = Vec::new();
+        for group in groups {
+            match merged.last_mut() {
+                Some(last) if last.len() + group.len() <= leaf / 4 => last.extend(group),
+                _ => merged.push(group),
+            }
+        }
+        for group in &mut merged {
+            // A row may have come by two leaders; what stays is the one at home.
+            group.sort_unstable_by_key(|&row| (row & !HOME, row & HOME == 0));
+            group.dedup_by_key(|row| *row & !HOME);
+        }
+        merged
+    }
+
+    /// All rows, in an order in which near ones mostly stand together.
+    pub(crate) fn order(&self) -> Vec<u32> {
+        let home = self.leaves.iter().flatten().filter(|&row| row & HOME != 0);
+        home.map(|row| row & !HOME).collect()
+    }
+}
+
+/// What finding neighbours in leaves needs; reused from leaf to leaf.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    leaf: Matrix,
+    products: Array2<f32>,
+    nearest: Nearest,
+    sample: Vec<usize>,
+}
+
+/// Calls `found` with each row of a leaf, the `limit` rows there that are nearest to it, and as many that are
+/// nearest among a sample of the leaf: those that `sampled` accepts. What is not nearer than `bound` is left out.
+pub(crate) fn neighbours<T: Element>(
+    points: &Points<'_, T>,
+    leaf: &[u32],
+    limit: usize,
+    sampled: impl Fn(u32) -> bool,
+    scratch: &mut Scratch,
+    bound: impl Fn(u32, bool) -> f32,
+    mut found: impl FnMut(u32, bool, &[(f32, u32)]),
+) {
+    let Scratch { leaf: matrix, products, nearest, sample } = scratch;
+    points.gather(leaf, matrix);
+    sample.clear();
+    sample.extend((0..leaf.len()).filter(|&at| sampled(leaf[at] & !HOME)));
+    for from in (0..leaf.len()).step_by(BLOCK) {
+        let to = leaf.len().min(from + BLOCK);
+        multiply(matrix.values.slice(s![from..to, ..]), matrix, products);
+        for (own, products) in (from..to).zip(products.outer_iter()) {
+            let products = products.to_slice().unwrap_or(&[]);
+            for of_sample in [false, true] {
+                // Keys lack what is common to all of them.
+                let bound = bound(leaf[own] & !HOME, of_sample) - matrix.halves[own];
+                nearest.reset(limit, bound + bound.abs() * f32::EPSILON);
+                match of_sample {
+                    false => nearest.offer_all(products, &matrix.halves, own),
+                    true => sample.iter().filter(|&&at| at != own).for_each(|&at| {
+                        nearest.offer(matrix.halves[at] - products[at], at);
+                    }),
+                }
+                for (key, at) in &mut nearest.found {
+                    (*key, *at) = (*key + matrix.halves[own], leaf[*at as usize] & !HOME);
+                }
+                found(leaf[own] & !HOME, of_sample, &nearest.found);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::testing::Rng;
+
+    fn vectors(rows: usize, dim: usize) -> Array2<f32> {
+        let mut rng = Rng(7);
+        Array2::from_shape_fn((rows, dim), |_| (rng.next() % 1000) as f32 - 500.0)
+    }
+
+    fn cut(points: &Points<'_, f32>, rows: usize) -> Cut {
+        let rows: Vec<u32> = (0..rows as u32).collect();
+        let mut cut = Cut::new(points, &rows, 1);
+        while cut.step(points) {}
+        cut
+    }
+
+    #[test]
+    fn every_row_is_at_home_once() {
+        for (rows, dim) in [(1, 3), (5, 3), (1024, 8), (1025, 8), (6000, 8), (3000, 1)] {
+            let vectors = vectors(rows, dim);
+            let cut = cut(&Points::new(vectors.view(), Metric::L2sq), rows);
+            let mut order = cut.order();
+            order.sort_unstable();
+            assert!(order.into_iter().eq(0..rows as u32), "{rows} rows of {dim}");
+            for leaf in &cut.leaves {
+                assert!(leaf.len() <= LEAF);
+                let mut members: Vec<u32> = leaf.iter().map(|row| row & !HOME).collect();
+                members.sort_unstable();
+                assert!(members.windows(2).all(|pair| pair[0] != pair[1]));
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_leaders_cannot_tell_apart() {
+        let vectors = Array2::from_elem((5000, 4), 1.0f32);
+        let points = Points::new(vectors.view(), Metric::Cosine);
+        assert_eq!(cut(&points, 5000).order().len(), 5000);
+        let mut rows: Vec<u32> = (0..5000).collect();
+        let aside = points.set_crowds_aside(&mut rows);
+        assert_eq!((rows.len(), aside.len()), (CROWD, 5000 - CROWD));
+    }
+
+    #[test]
+    fn neighbours_are_the_nearest_of_the_leaf() {
+        let vectors = vectors(300, 16);
+        let points = Points::new(vectors.view(), Metric::L2sq);
+        let leaf: Vec<u32> = (0..300).collect();
+        let distance = |a: u32, b: u32| {
+            let difference = &vectors.row(a as usize) - &vectors.row(b as usize);
+            difference.dot(&difference)
+        };
+        let mut calls = 0;
+        let every_third = |row: u32| row.is_multiple_of(3);
+        let unbounded = |_: u32, _: bool| f32::INFINITY;
+        neighbours(
+            &points,
+            &leaf,
+            5,
+            every_third,
+            &mut Scratch::default(),
+            unbounded,
+            |row, of_sample, found| {
+                calls += 1;
+                let others =
+                    (0..300).filter(|&other| other != row && (!of_sample || every_third(other)));
+                let mut wanted: Vec<f32> = others.map(|other| distance(row, other)).collect();
+                wanted.sort_unstable_by(f32::total_cmp);
+                let got: Vec<f32> = found.iter().map(|near| distance(row, near.1)).collect();
+                assert_eq!(got, wanted[..5]);
+            },
+        );
+        assert_eq!(calls, 600);
+    }
+}

@@ -1,0 +1,134 @@
+//! Making planned changes, one small write at a time: births, and lists with edges to what was born.
+
+use ndarray::ArrayView2;
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::graph::links::{self, TREE};
+use crate::graph::prune::{Candidate, Pruner};
+use crate::graph::tree;
+use crate::page::PageStore;
+use crate::rows::{Change, LINKS, NODES, NONE, Node, State, UPPER, slice};
+
+use super::Hnsw;
+use super::insert::Staged;
+use super::plan::{Merge, merge};
+
+impl<S: PageStore> Hnsw<S> {
+    /// If a key's vector is already the one in a row: the graph node on whose chain it is.
+    pub(super) fn unchanged<T: Element>(
+        &self,
+        vectors: &ArrayView2<'_, T>,
+        row: u32,
+        key: u64,
+    ) -> Result<Option<u32>> {
+        let Some(id) = self.rows.id_of(key)? else {
+            return Ok(None);
+        };
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        self.rows.row(id, &mut old)?;
+        self.rows.space.encode(&slice(vectors.row(row as usize)), &mut new);
+        let node = self.rows.node(id)?;
+        let owner = if node.is(State::Twin) { node.owner.get() } else { id };
+        Ok((old == new).then_some(owner))
+    }
+
+    /// Writes the links of a node that is about to be born, at all its levels.
+    pub(super) fn write_links(&mut self, staged: &Staged, lists: &[Vec<Candidate>]) -> Result<()> {
+        for (level, list) in lists.iter().enumerate() {
+            let (array, record) = match level {
+                0 => (LINKS, staged.id),
+                level => (UPPER, staged.upper + level as u32 - 1),
+            };
+            let list: Vec<u32> = list.iter().map(Candidate::link).collect();
+            let bytes = links::encode(&list, self.width(level as u8));
+            let mut change = Change::default();
+            change.put_record(self.rows.array(array)?, record, &bytes)?;
+            self.rows.commit(&mut change)?;
+        }
+        Ok(())
+    }
+
+    /// A node's birth: it becomes visible, and its parent links to it, in one write.
+    pub(super) fn bear_node(
+        &mut self,
+        id: u32,
+        node: Node,
+        parent: Option<u32>,
+        replaces: Option<u32>,
+    ) -> Result<()> {
+        let width = self.width(0);
+        loop {
+            let mut change = Change::default();
+            if let Some(parent) = parent {
+                let mut list = Vec::new();
+                links::read(&self.rows, LINKS, parent, &mut list)?;
+                let links_array = self.rows.array(LINKS)?;
+                change.expect_record(links_array, parent, &links::seen(&list, width))?;
+                if !tree::mark(&mut list, id, width) {
+                    let what = format!("slot {parent} has only marked links");
+                    return Err(Error::corrupt(0, what));
+                }
+                change.put_record(links_array, parent, &links::encode(&list, width))?;
+            }
+            let level = node.level;
+            let born = self.rows.birth(change, id, node, replaces, |meta| {
+                let none = meta.entry.get() == NONE;
+                if none || u32::from(level) > meta.entry_level.get() {
+                    meta.entry = id.into();
+                    meta.entry_level = u32::from(level).into();
+                }
+            })?;
+            if born {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A twin's birth, on the chain of its equal. Returns the owner of the chain.
+    pub(super) fn bear_twin(
+        &mut self,
+        owner: u32,
+        id: u32,
+        key: u64,
+        level: u8,
+        upper: u32,
+        replaces: Option<u32>,
+    ) -> Result<u32> {
+        let mut head = self.rows.node(owner)?;
+        let mut node = Node::new(key, State::Twin, level, upper);
+        node.owner = owner.into();
+        node.twin = head.twin;
+        head.twin = id.into();
+        let mut change = Change::default();
+        change.put_record(self.rows.array(NODES)?, owner, zerocopy::IntoBytes::as_bytes(&head))?;
+        self.rows.birth(change, id, node, replaces, |_| ())?;
+        Ok(owner)
+    }
+}
+
+/// Gives a node the list that was planned for it. If its marked links are not what the plan has seen, the list is
+/// computed anew from what is there.
+pub(super) fn apply_merge<S: PageStore>(index: &mut Hnsw<S>, plan: &Merge) -> Result<()> {
+    let width = index.width(u8::from(plan.array != LINKS));
+    loop {
+        let mut now = Vec::new();
+        links::read(&index.rows, plan.array, plan.record, &mut now)?;
+        let marked = |list: &[u32], link| list.contains(&link);
+        let holds =
+            now.iter().filter(|&&link| link & TREE != 0).all(|&link| marked(&plan.list, link));
+        let list = if holds {
+            plan.list.clone()
+        } else {
+            let (mut scratch, mut pruner) = (index.scratch(), Pruner::default());
+            merge(index, plan.node, plan.array, &now, &plan.sources, &mut scratch, &mut pruner)?
+        };
+        let mut change = Change::default();
+        let array = index.rows.array(plan.array)?;
+        change.expect_record(array, plan.record, &links::seen(&now, width))?;
+        change.put_record(array, plan.record, &links::encode(&list, width))?;
+        if index.rows.commit(&mut change)? {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Planning a batch: where its nodes come to stand in a graph that stands still. Nothing is written.
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::graph::links::{self, TREE, target};
+use crate::graph::prune::{Candidate, Pruner};
+use crate::graph::search::Scratch;
+use crate::graph::tree;
+use crate::index::Cost;
+use crate::page::PageStore;
+use crate::rows::{LINKS, Matcher, NONE, Rows, VECTORS};
+
+use super::Hnsw;
+use super::insert::Staged;
+use super::search::{descend, entry, place, search_level};
+
+/// The way down the hierarchy to a row of the batch: the nodes at levels 4 to 1, and the row's place in the batch.
+/// Rows with neighbouring routes are near one another, and planned one after the other they find most of what they
+/// read in the cache; since the graph stands still, the order is free.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Route {
+    nodes: [u32; 4],
+    pub at: u32,
+}
+
+pub(super) enum Planned {
+    /// Neighbours by level.
+    Node { lists: Vec<Vec<Candidate>>, parent: Option<u32> },
+    /// Equal to this node of the graph.
+    Twin(u32),
+}
+
+/// An edge back to a new node, and the rank of that in the order of planning.
+struct Edge {
+    array: usize,
+    record: u32,
+    node: u32,
+    source: Candidate,
+    rank: u32,
+}
+
+impl Edge {
+    fn place(&self) -> (usize, u32) {
+        (self.array, self.record)
+    }
+}
+
+/// Edges that a node gets to new nodes, and its list with them.
+pub(super) struct Merge {
+    pub array: usize,
+    pub record: u32,
+    pub node: u32,
+    pub sources: Vec<Candidate>,
+    pub list: Vec<u32>,
+}
+
+/// The routes to the rows of a batch, sorted.
+pub(super) fn plan_routes<S: PageStore>(index: &Hnsw<S>, batch: &[Staged]) -> Result<Vec<Route>> {
+    let rows = &index.rows;
+    let entry = entry(rows)?;
+    let routes: Result<Vec<Route>> = (0..batch.len() as u32)
+        .into_par_iter()
+        .map_init(
+            || index.scratch(),
+            |scratch, at| {
+                let mut nodes = [NONE; 4];
+                let Some((mut id, top)) = entry else { return Ok(Route { nodes, at }) };
+                let Scratch { probe, batch: near, row, .. } = &mut **scratch;
+                rows.row_probe(batch[at as usize].id, row, probe)?;
+                for level in (1..=top).rev() {
+                    id = descend(rows, probe, near, (id, level), level, &mut Cost::default())?;
+                    if let Some(node) = nodes.get_mut(4usize.wrapping_sub(level as usize)) {
+                        *node = id;
+                    }
+                }
+                Ok(Route { nodes, at })
+            },
+        )
+        .collect();
+    let mut routes = routes?;
+    routes.par_sort_unstable();
+    Ok(routes)
+}
+
+/// Finds the neighbours of a staged row at each of its levels.
+pub(super) fn plan_node<S: PageStore>(
+    index: &Hnsw<S>,
+    staged: &Staged,
+    route: &Route,
+    scratch: &mut Scratch,
+    pruner: &mut Pruner,
+) -> Result<Planned> {
+    let rows = &index.rows;
+    rows.row_probe(staged.id, &mut scratch.row, &mut scratch.probe)?;
+    let Some((start, top)) = entry(rows)? else {
+        return Ok(Planned::Node {
+            lists: vec![Vec::new(); 1 + staged.level as usize],
+            parent: None,
+        });
+    };
+    let mut lists = vec![Vec::new(); 1 + staged.level as usize];
+    let Scratch { probe, batch, .. } = scratch;
+    if top > staged.level && staged.level > 0 {
+        descend(rows, probe, batch, (start, top), staged.level + 1, &mut Cost::default())?;
+    } else {
+        let start = if top > staged.level { route.nodes[3] } else { start };
+        batch.score_only(rows, probe, start)?;
+    }
+    let ef = rows.meta.ef_construction.get() as usize;
+    for level in (0..=top.min(staged.level)).rev() {
+        scratch.pool.reset(ef, f32::NEG_INFINITY, false);
+        if rows.meta.tombstones.get() == 0 {
+            search_level(rows, scratch, level, &mut |_| Ok(true))?;
+        } else {
+            let live = &mut |id| rows.admits(id, &Matcher::All);
+            search_level(rows, scratch, level, live)?;
+        }
+        let found = scratch.pool.admitted();
+        let mut list: Vec<Candidate> =
+            found.map(|(distance, id)| Candidate { distance, id, tree: false }).collect();
+        if level == 0
+            && let Some(owner) = equal_to(rows, &list, scratch, staged.id)?
+        {
+            return Ok(Planned::Twin(owner));
+        }
+        list.sort_unstable_by(Candidate::order);
+        // The next level's search starts from all that this one found.
+        (scratch.batch.distances, scratch.batch.ids) = scratch.pool.all().unzip();
+        pruner.select(rows, &mut list, index.width(level))?;
+        lists[level as usize] = list;
+    }
+    // Only removed vectors were found: hang on to one of those, rather than on nothing.
+    if lists[0].is_empty() {
+        let any = scratch.pool.all().next();
+        lists[0].extend(any.map(|(distance, id)| Candidate { distance, id, tree: false }));
+    }
+    Ok(Planned::Node { lists, parent: None })
+}
+
+/// The candidate whose vector is that of `id`, for which the scratch's probe was prepared.
+fn equal_to<S: PageStore>(
+    rows: &Rows<S>,
+    candidates: &[Candidate],
+    scratch: &mut Scratch,
+    id: u32,
+) -> Result<Option<u32>> {
+    let own = rows.space.score_one(&rows.store, rows.array(VECTORS)?, &scratch.probe, id)?;
+    // Equal vectors are equally far from anything, to the last bit; others rarely are.
+    let mut equally_far =
+        candidates.iter().filter(|candidate| candidate.distance == own).take(64).peekable();
+    if equally_far.peek().is_none() {
+        return Ok(None);
+    }
+    let (mut vector, mut other) = (Vec::new(), std::mem::take(&mut scratch.row));
+    rows.row(id, &mut vector)?;
+    let bytes = rows.space.vector_bytes();
+    let mut found = None;
+    for candidate in equally_far {
+        rows.row(candidate.id, &mut other)?;
+        if vector.get(..bytes) == other.get(..bytes) {
+            found = Some(candidate.id);
+            break;
+        }
+    }
+    scratch.row = other;
+    Ok(found)
+}
+
+/// The distance between two stored rows, as graphs measure it.
+fn distance_between<S: PageStore>(index: &Hnsw<S>, a: u32, b: u32) -> Result<f32> {
+    let rows = &index.rows;
+    let mut scratch = Scratch::default();
+    rows.row_probe(a, &mut scratch.row, &mut scratch.probe)?;
+    rows.space.score_one(&rows.store, rows.array(VECTORS)?, &scratch.probe, b)
+}
+
+/// A node's list with edges to `sources` (sorted) added, pruned if they are too many.
+pub(super) fn merge<S: PageStore>(
+    index: &Hnsw<S>,
+    node: u32,
+    array: usize,
+    old: &[u32],
+    sources: &[Candidate],
+    scratch: &mut Scratch,
+    pruner: &mut Pruner,
+) -> Result<Vec<u32>> {
+    let width = index.width(usize::from(array != LINKS) as u8);
+    let link = |c: &Candidate| if c.tree { c.id | TREE } else { c.id };
+    let known = |id: u32| sources.iter().any(|source| source.id == id);
+    let kept = old.iter().copied().filter(|&link| !known(target(link)));
+    if kept.clone().count() + sources.len() <= width {
+        return Ok(kept.chain(sources.iter().map(link)).collect());
+    }
+    let rows = &index.rows;
+    rows.row_probe(node, &mut scratch.row, &mut scratch.probe)?;
+    scratch.batch.ids.clear();
+    scratch.batch.ids.extend(kept.clone().map(target));
+    scratch.batch.score(rows, &scratch.probe)?;
+    let mut candidates: Vec<Candidate> = kept
+        .zip(&scratch.batch.distances)
+        .map(|(link, &distance)| Candidate { distance, id: target(link), tree: link & TREE != 0 })
+        .chain(sources.iter().copied())
+        .collect();
+    candidates.sort_unstable_by(Candidate::order);
+    match candidates.len() <= width + width / 4 {
+        true => pruner.thin(rows, &mut candidates, width)?,
+        false => pruner.select(rows, &mut candidates, width)?,
+    }
+    Ok(candidates.iter().map(link).collect())
+}
+
+/// Chooses parents, then groups the edges back to the new nodes and computes the lists that they change.
+pub(super) fn plan_merges<S: PageStore>(
+    index: &Hnsw<S>,
+    batch: &[Staged],
+    ranks: &[u32],
+    planned: &mut [Planned],
+) -> Result<Vec<Merge>> {
+    let rows = &index.rows;
+    let width = index.width(0);
+    let mut counts = tree::Counts::default();
+    let mut edges: Vec<Edge> = Vec::new();
+    for (staged, &rank) in batch.iter().zip(ranks) {
+        let Planned::Node { lists, parent } = &mut planned[rank as usize] else { continue };
+        if let Some(bottom) = lists.first_mut().filter(|list| !list.is_empty()) {
+            let id = counts.claim(rows, bottom.iter().map(|c| c.id), width, None)?;
+            match bottom.iter_mut().find(|candidate| candidate.id == id) {
+                Some(candidate) => candidate.tree = true,
+                None => {
+                    let distance = distance_between(index, staged.id, id)?;
+                    bottom.truncate(width - 1);
+                    bottom.push(Candidate { distance, id, tree: true });
+                }
+            }
+            *parent = Some(id);
+        }
+        for (level, list) in lists.iter().enumerate() {
+            for &Candidate { distance, id, tree } in list {
+                let (array, record) = place(rows, id, level as u8)?;
+                let source = Candidate { distance, id: staged.id, tree };
+                edges.push(Edge { array, record, node: id, source, rank });
+            }
+        }
+    }
+    edges.par_sort_unstable_by(|a, b| a.place().cmp(&b.place()).then(a.source.order(&b.source)));
+    let mut groups: Vec<&[Edge]> = edges.chunk_by(|a, b| a.place() == b.place()).collect();
+    // Nodes that rows near one another link to are near one another too.
+    groups.par_sort_by_key(|group| group.iter().map(|edge| edge.rank).min());
+    groups
+        .par_iter()
+        .with_min_len(64)
+        .map_init(
+            || (index.scratch(), Pruner::default()),
+            |(scratch, pruner), group| {
+                let Edge { array, record, node, .. } = group[0];
+                let sources: Vec<Candidate> = group.iter().map(|edge| edge.source).collect();
+                let old = &mut scratch.links;
+                let mut list = std::mem::take(old);
+                links::read(rows, array, record, &mut list)?;
+                let merged = merge(index, node, array, &list, &sources, scratch, pruner)?;
+                scratch.links = list;
+                Ok(Merge { array, record, node, sources, list: merged })
+            },
+        )
+        .collect()
+}
