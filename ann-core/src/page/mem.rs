@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 
 use super::disk::Disk;
 use super::file;
@@ -17,6 +17,10 @@ const HUGE: usize = 2 << 20;
 
 /// The first mapping's size: small, since many indexes are.
 const FIRST: u64 = 64 << 10;
+
+/// Addresses taken for a store that outgrows it, so that it grows in place: copying a large store would keep searches
+/// waiting. What is not touched costs nothing.
+const ADDRESSES: u64 = 64 << 30;
 
 /// A page store in memory. Saving an index writes it to a file, which [`MemStore::load`] reads back.
 pub struct MemStore {
@@ -91,9 +95,7 @@ impl PageStore for MemStore {
     fn grow(&mut self, pages: u32) -> Result<()> {
         let used = self.layout.len();
         let grown = Layout { pages: pages.max(self.layout.pages), ..self.layout };
-        if grown.file_len() > self.memory.len() as u64 {
-            self.memory.grow(used, grown.file_len())?;
-        }
+        self.memory.grow(used, grown.file_len())?;
         self.layout = grown;
         Ok(())
     }
@@ -117,28 +119,47 @@ struct Memory {
     map: MmapMut,
     /// Where the first huge page begins in it.
     start: usize,
+    /// Bytes that the system has been asked for; the mapping may be larger.
+    promised: u64,
 }
 
 impl Memory {
-    /// At least `len` bytes. Swap is reserved for them, so that asking for more than the machine has is an error here
-    /// and not the end of the process at the first touch.
+    /// At least `len` bytes. Asking for more than the machine has is an error here and not the end of the process at
+    /// the first touch.
     fn new(len: u64) -> Result<Memory> {
-        let huge = len >= HUGE as u64;
-        let room = len.saturating_add(if huge { HUGE as u64 } else { 0 });
-        let map = usize::try_from(room).ok().and_then(|room| MmapMut::map_anon(room).ok());
-        let map = map.ok_or(Error::OutOfMemory { what: "the page store", bytes: len })?;
-        if huge {
-            // A hint: a system without huge pages refuses it and nothing is lost.
-            #[cfg(target_os = "linux")]
-            let _ = map.advise(memmap2::Advice::HugePage);
+        let map = Memory::ask(len)?;
+        if len < HUGE as u64 {
+            return Ok(Memory { map, start: 0, promised: len });
         }
-        let start = if huge { map.as_ptr().align_offset(HUGE) } else { 0 };
-        Ok(Memory { map, start })
+        let wide = |len: u64| {
+            let room = usize::try_from(len.saturating_add(HUGE as u64)).ok()?;
+            MmapOptions::new().len(room).no_reserve_swap().map_anon().ok()
+        };
+        let wide = wide(len.max(ADDRESSES)).or_else(|| wide(len));
+        let map = wide.ok_or(Error::OutOfMemory { what: "the page store", bytes: len })?;
+        // A hint: a system without huge pages refuses it and nothing is lost.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let start = map.as_ptr().align_offset(HUGE);
+        Ok(Memory { map, start, promised: len })
+    }
+
+    /// A mapping for which memory is reserved, which the system refuses if it has not that much.
+    fn ask(len: u64) -> Result<MmapMut> {
+        let map = usize::try_from(len).ok().and_then(|len| MmapMut::map_anon(len).ok());
+        map.ok_or(Error::OutOfMemory { what: "the page store", bytes: len })
     }
 
     /// Makes room for `len` bytes, of which the first `used` are kept.
     fn grow(&mut self, used: usize, len: u64) -> Result<()> {
-        let have = self.len() as u64;
+        if len <= self.len() as u64 {
+            if len > self.promised {
+                Memory::ask(len)?;
+                self.promised = len;
+            }
+            return Ok(());
+        }
+        let have = self.promised;
         let with_room = |room: u64| Memory::new(len.max(have + room).next_multiple_of(HUGE as u64));
         let mut new = with_room(have).or_else(|_| with_room(have / 8)).or_else(|_| with_room(0))?;
         // Piece by piece, each given back at once, so that memory is never needed twice. Moving the mapping itself
