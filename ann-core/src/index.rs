@@ -119,8 +119,9 @@ pub(crate) fn check_radius(radius: f32) -> Result<()> {
 pub struct AddOptions<'a> {
     /// Threads to use; 0 means one for each core.
     pub threads: usize,
-    /// Called with (rows done, rows in all) several times a second; returning false stops the work and leaves
-    /// the rows done so far in the index.
+    /// Called several times a second with the share of the work that is done, as a number of rows, and the rows in
+    /// all; returning false stops the work and leaves the rows added so far in the index. All rows that an empty
+    /// [`crate::Hnsw`] is loaded with are planned before the first of them is added.
     pub progress: Option<&'a mut (dyn FnMut(usize, usize) -> bool + Send)>,
 }
 

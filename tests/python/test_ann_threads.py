@@ -245,7 +245,7 @@ def test_progress_functions(kind: type[ann.Index], tmp_path: Path) -> None:
 
     def progress(done: int, total: int) -> None:
         calls.append((done, total))
-        assert len(index) >= done
+        assert 0 <= done <= total
         index.search(X[0], 1)
         index.save(tmp_path / "i")
 
@@ -315,8 +315,11 @@ SCRIPT = """if True:
             print("now", flush=True)
 
     try:
-        if what == "add":
+        if what == "load":
             index.add(x, progress=tell)
+        elif what == "add":
+            index.add(x[:100])
+            index.add(x[100:], progress=tell)
         elif what == "search":
             index.add(x[:8000])
             print("now", flush=True)
@@ -334,7 +337,9 @@ SCRIPT = """if True:
             sys.exit()
         index.verify()
         kept = len(index)
-        found = int(index.search(index.get(int(index.search(x[0], 1)[0][0])), 1)[0][0])
+        found = int(index.search(x[0], 1)[0][0])
+        if kept:
+            found = int(index.search(index.get(found), 1)[0][0])
         index.add(x[-10:], ids=range(10**6, 10**6 + 10))
         index.verify()
         print(json.dumps([stopped, kept, found in index, len(index) - kept]), flush=True)
@@ -343,7 +348,8 @@ SCRIPT = """if True:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way")
 @pytest.mark.parametrize(
-    ("kind", "what"), [("HNSW", "add"), ("HNSW", "search"), ("HNSW", "wait"), ("Flat", "search")]
+    ("kind", "what"),
+    [("HNSW", "load"), ("HNSW", "add"), ("HNSW", "search"), ("HNSW", "wait"), ("Flat", "search")],
 )
 def test_ctrl_c(kind: str, what: str) -> None:
     command = [sys.executable, "-c", SCRIPT, kind, what]
@@ -360,3 +366,7 @@ def test_ctrl_c(kind: str, what: str) -> None:
         kept, found, more = rest
         assert 3000 < kept < 200_000
         assert (found, more) == (True, 10)
+    if what == "load":
+        # All rows of an empty index are planned together; interrupted before that, it stays empty.
+        kept, found, more = rest
+        assert (kept, found, more) == (0, False, 10)

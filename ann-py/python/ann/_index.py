@@ -109,7 +109,8 @@ class Index:
             ids: `n` ids; without them, the next ones after the largest that was ever given.
             threads: how many to use; 0 means one for each core.
             progress: True for a bar (by tqdm, if it is installed) on stderr, or a function that is
-                called with (vectors done, vectors in all) several times a second.
+                called several times a second with (work done, vectors in all), both in vectors. All
+                that an empty HNSW is given are planned before the first of them is added.
 
         Returns:
             `n` int64 ids.
