@@ -77,12 +77,6 @@ impl Near {
     }
 }
 
-/// The links that a node has chosen, and behind them others that fill its list.
-struct Chosen {
-    links: usize,
-    list: Vec<Candidate>,
-}
-
 /// A level on its way to being linked. Nodes are known by their place in an order in which near ones mostly stand
 /// together, so that what one search reads is in the cache for the next.
 pub(crate) struct Level {
@@ -99,11 +93,16 @@ pub(crate) struct Level {
     finds: [Vec<Mutex<Near>>; 2],
     /// And after it: the coarse graph, and the neighbours in the sample.
     found: [Vec<Places>; 2],
-    chosen: Vec<Chosen>,
-    /// For each node, those that link to it.
-    back: Vec<Vec<(f32, u32)>>,
-    /// The lists, in that order.
-    pub lists: Vec<Vec<Candidate>>,
+    /// What each node has chosen, with distances: the links that the rule kept, then others that fill its list, then
+    /// [`NONE`]; as many entries a node as a list has.
+    chosen: Vec<(f32, u32)>,
+    /// And how many the rule kept.
+    kept: Vec<u16>,
+    /// Those that chose a node, one node's after the other's, and where each node's begin.
+    back: Vec<(f32, u32)>,
+    ends: Vec<u64>,
+    /// The lists, nearest first, ended by [`NONE`] if they are shorter than they could be.
+    pub lists: Vec<u32>,
 }
 
 impl Level {
@@ -125,7 +124,9 @@ impl Level {
             finds: [empty(), empty()],
             found: Default::default(),
             chosen: Vec::new(),
+            kept: Vec::new(),
             back: Vec::new(),
+            ends: Vec::new(),
             lists: Vec::new(),
             order,
         }
@@ -136,8 +137,8 @@ impl Level {
         let joined = self.joined as f64 / self.leaves.len().max(1) as f64;
         let of_all = |count: usize| count as f64 / self.order.len().max(1) as f64;
         match self.lists.is_empty() {
-            true => 0.25 * joined + 0.6 * of_all(self.chosen.len()),
-            false => 0.85 + 0.15 * of_all(self.lists.len()),
+            true => 0.25 * joined + 0.6 * of_all(self.kept.len()),
+            false => 0.85 + 0.15 * of_all(self.lists.len() / self.width),
         }
     }
 
@@ -152,9 +153,9 @@ impl Level {
     ) -> Result<bool> {
         if self.joined < self.leaves.len() {
             self.join(points);
-        } else if self.chosen.len() < self.order.len() {
+        } else if self.kept.len() < self.order.len() {
             self.choose(rows)?;
-        } else if self.lists.len() < self.order.len() {
+        } else if self.lists.len() < self.order.len() * self.width {
             self.link_both_ways(rows)?;
         } else {
             return Ok(false);
@@ -197,23 +198,29 @@ impl Level {
 
     /// Chooses the links of some nodes.
     fn choose<S: PageStore>(&mut self, rows: &Rows<S>) -> Result<()> {
-        let from = self.chosen.len();
+        let (from, width) = (self.kept.len(), self.width);
         let to = self.order.len().min(from + step_nodes(rows));
+        let mut chosen = std::mem::take(&mut self.chosen);
+        chosen.resize(to * width, (0.0, NONE));
         let level = &*self;
-        let chosen: Result<Vec<Chosen>> = (from..to)
-            .into_par_iter()
+        let kept: Result<Vec<u16>> = chosen[from * width..]
+            .par_chunks_mut(width)
+            .zip(from..to)
             .with_min_len(16)
             .map_init(
                 || (Scratch::default(), Pruner::default(), Vec::new()),
-                |(scratch, pruner, met), place| {
+                |(scratch, pruner, met), (chosen, place)| {
                     let mut list = level.candidates(rows, place, scratch, met)?;
-                    let links = pruner.choose(rows, &mut list, level.width)?;
-                    list.shrink_to_fit();
-                    Ok(Chosen { links, list })
+                    let kept = pruner.choose(rows, &mut list, width)?;
+                    for (chosen, link) in chosen.iter_mut().zip(list) {
+                        *chosen = (link.distance, link.id);
+                    }
+                    Ok(kept as u16)
                 },
             )
             .collect();
-        self.chosen.extend(chosen?);
+        self.chosen = chosen;
+        self.kept.extend(kept?);
         Ok(())
     }
 
@@ -270,49 +277,65 @@ impl Level {
         Ok(list)
     }
 
-    /// Makes the lists of some nodes, from what they chose and from those that chose them.
-    fn link_both_ways<S: PageStore>(&mut self, rows: &Rows<S>) -> Result<()> {
-        if self.lists.is_empty() {
-            self.found = Default::default();
-            let places: hashbrown::HashMap<u32, usize> =
-                self.slots.iter().copied().zip(0..).collect();
-            self.back = vec![Vec::new(); self.order.len()];
-            for (chosen, &slot) in self.chosen.iter().zip(&self.slots) {
-                for link in &chosen.list {
-                    self.back[places[&link.id]].push((link.distance, slot));
-                }
+    /// Turns "has chosen" round: who was chosen by whom.
+    fn turn_round(&mut self) {
+        let end = self.slots.iter().max().map_or(0, |&slot| slot as usize + 1);
+        let mut places = vec![0; end];
+        (0..).zip(&self.slots).for_each(|(place, &slot)| places[slot as usize] = place);
+        let place = |id: u32| places[id as usize] as usize;
+        let mut ends = vec![0u64; self.order.len() + 2];
+        for &(_, id) in self.chosen.iter().filter(|link| link.1 != NONE) {
+            ends[place(id) + 2] += 1;
+        }
+        (2..ends.len()).for_each(|place| ends[place] += ends[place - 1]);
+        let mut back = vec![(0.0, 0); ends.last().map_or(0, |&end| end as usize)];
+        for (chosen, &slot) in self.chosen.chunks(self.width).zip(&self.slots) {
+            for &(distance, id) in chosen.iter().filter(|link| link.1 != NONE) {
+                let next = &mut ends[place(id) + 1];
+                back[*next as usize] = (distance, slot);
+                *next += 1;
             }
         }
-        let from = self.lists.len();
-        let to = self.order.len().min(from + step_nodes(rows));
+        (self.back, self.ends) = (back, ends);
+    }
+
+    /// Makes the lists of some nodes, from what they chose and from those that chose them.
+    fn link_both_ways<S: PageStore>(&mut self, rows: &Rows<S>) -> Result<()> {
+        if self.lists.is_empty() && self.back.is_empty() {
+            self.found = Default::default();
+            self.turn_round();
+        }
         let width = self.width;
-        let lists: Result<Vec<Vec<Candidate>>> = self.chosen[from..to]
-            .par_iter_mut()
-            .zip(&mut self.back[from..to])
-            .map_init(Pruner::default, |pruner, (chosen, back)| {
-                let mut list = std::mem::take(&mut chosen.list);
-                let mut spare = list.split_off(chosen.links);
-                let own = list.len();
-                for (distance, id) in std::mem::take(back) {
-                    if !list[..own].iter().any(|link| link.id == id) {
-                        list.push(Candidate { distance, id, tree: false });
-                    }
-                }
+        let from = self.lists.len() / width;
+        let to = self.order.len().min(from + step_nodes(rows));
+        self.lists.resize(to * width, NONE);
+        let Level { chosen, kept, back, ends, lists, .. } = self;
+        let candidate = |&(distance, id): &(f32, u32)| Candidate { distance, id, tree: false };
+        let done: Result<()> = lists[from * width..]
+            .par_chunks_mut(width)
+            .zip(from..to)
+            .map_init(Pruner::default, |pruner, (links, place)| {
+                let (own, spare) = chosen[place * width..][..width].split_at(kept[place].into());
+                let back = &back[ends[place] as usize..ends[place + 1] as usize];
+                let back = back.iter().filter(|link| !own.iter().any(|own| own.1 == link.1));
+                let mut list: Vec<Candidate> = own.iter().chain(back).map(candidate).collect();
                 if list.len() > width {
                     list.sort_unstable_by(Candidate::order);
                     list.truncate(3 * width);
                     pruner.choose(rows, &mut list, width)?;
                 } else {
-                    spare.retain(|spare| !list.iter().any(|link| link.id == spare.id));
-                    spare.truncate(width - list.len());
-                    list.append(&mut spare);
+                    for link in spare.iter().filter(|link| link.1 != NONE) {
+                        if list.len() < width && !list.iter().any(|known| known.id == link.1) {
+                            list.push(candidate(link));
+                        }
+                    }
                 }
                 list.sort_unstable_by(Candidate::order);
-                Ok(list)
+                links.iter_mut().zip(&list).for_each(|(link, candidate)| *link = candidate.id);
+                Ok(())
             })
             .collect();
-        self.lists.extend(lists?);
-        Ok(())
+        done
     }
 }
 

@@ -27,7 +27,11 @@ const BLOCK: usize = 128;
 /// Multiplications of one step, roughly.
 const STEP: usize = 5_000_000_000;
 
-/// Edge of the cells in which rows are counted to find crowds; the longest vectors have length one.
+/// Rows from which mean and scale are taken.
+const SAMPLE: usize = 1000;
+/// A coordinate is at most this large; products of such are floats.
+const FARTHEST: f32 = 1e12;
+/// Edge of the cells in which rows are counted to find crowds.
 const CELL: f32 = 1e-3;
 /// Rows of a cell that stay in the set.
 const CROWD: usize = 16;
@@ -38,42 +42,46 @@ const HOME: u32 = 1 << 31;
 /// Vectors as floats, in a space where squared L2 orders them as their metric does.
 pub(crate) struct Points<'a, T> {
     vectors: ArrayView2<'a, T>,
-    /// What each is multiplied by: one over its length where only directions count, else one over the length of the
-    /// longest, so that no product overflows or vanishes.
-    scales: Vec<f32>,
-    /// Their mean: products lose less when the vectors lie around zero.
+    /// Where only directions count, one over the length of each.
+    inverses: Vec<f32>,
+    /// Products lose less when the vectors lie around zero,
     mean: Vec<f32>,
+    /// and do not overflow or vanish when half of them are shorter than one.
+    scale: f32,
 }
 
 impl<'a, T: Element> Points<'a, T> {
     /// Runs on the current thread pool. `metric` is not inner product, which no such space orders.
     pub(crate) fn new(vectors: ArrayView2<'a, T>, metric: Metric) -> Points<'a, T> {
         let dim = vectors.ncols();
-        let norm = |row| {
-            let vector = slice(vectors.row(row));
-            let squares = vector.iter().map(|value| f64::from(value.to_f32()).powi(2));
-            squares.sum::<f64>().sqrt()
-        };
-        let norms = (0..vectors.nrows()).into_par_iter().map(norm);
-        let scales = match metric {
-            Metric::Cosine => norms.map(|norm| norm.recip() as f32).collect(),
-            _ => {
-                let longest = norms.reduce(|| 0.0, f64::max);
-                let scale = if longest > 0.0 { longest.recip() as f32 } else { 1.0 };
-                vec![scale; vectors.nrows()]
-            }
-        };
-        let mut points = Points { vectors, scales, mean: vec![0.0; dim] };
-        let step = vectors.nrows().div_ceil(1000).max(1);
+        let mut inverses = Vec::new();
+        if metric == Metric::Cosine {
+            let inverse = |row| {
+                let vector = slice(vectors.row(row));
+                let squares = vector.iter().map(|value| f64::from(value.to_f32()).powi(2));
+                squares.sum::<f64>().sqrt().recip() as f32
+            };
+            inverses = (0..vectors.nrows()).into_par_iter().map(inverse).collect();
+        }
+        let mut points = Points { vectors, inverses, mean: vec![0.0; dim], scale: 1.0 };
+        let step = vectors.nrows().div_ceil(SAMPLE).max(1);
         let sample: Vec<usize> = (0..vectors.nrows()).step_by(step).collect();
         let (mut mean, mut row) = (vec![0f32; dim], vec![0f32; dim]);
         for &at in &sample {
-            points.fill(at, &mut row);
-            mean.iter_mut()
-                .zip(&row)
-                .for_each(|(mean, value)| *mean += value / sample.len() as f32);
+            points.center(at, &mut row);
+            let share = (sample.len() as f32).recip();
+            mean.iter_mut().zip(&row).for_each(|(mean, value)| *mean += value * share);
         }
         points.mean = mean;
+        let length = |&at: &usize| {
+            points.center(at, &mut row);
+            row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
+        };
+        let mut lengths: Vec<f64> = sample.iter().map(length).collect();
+        lengths.sort_unstable_by(f64::total_cmp);
+        let median = lengths.get(lengths.len() / 2).copied().unwrap_or(0.0);
+        let spread = if median > 0.0 { median } else { lengths.last().copied().unwrap_or(0.0) };
+        points.scale = if spread > 0.0 { spread.recip() as f32 } else { 1.0 };
         points
     }
 
@@ -103,10 +111,15 @@ impl<'a, T: Element> Points<'a, T> {
     }
 
     fn fill(&self, row: usize, out: &mut [f32]) {
+        self.center(row, out);
+        out.iter_mut().for_each(|value| *value = (*value * self.scale).clamp(-FARTHEST, FARTHEST));
+    }
+
+    fn center(&self, row: usize, out: &mut [f32]) {
         let vector = slice(self.vectors.row(row));
-        let scale = self.scales[row];
+        let inverse = self.inverses.get(row).copied().unwrap_or(1.0);
         for ((out, value), mean) in out.iter_mut().zip(&*vector).zip(&self.mean) {
-            *out = value.to_f32() * scale - mean;
+            *out = value.to_f32() * inverse - mean;
         }
     }
 

@@ -20,6 +20,7 @@ pub(crate) struct Scratch {
     pub batch: Batch,
     pub row: Vec<u8>,
     pub links: Vec<u32>,
+    pub met: Vec<(f32, u32)>,
     pub hops: u64,
     pub scored: u64,
 }

@@ -5,10 +5,10 @@ use ndarray::ArrayView2;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::graph::links::{self, TREE};
-use crate::graph::prune::{Candidate, Pruner};
+use crate::graph::prune::Pruner;
 use crate::graph::tree;
 use crate::page::PageStore;
-use crate::rows::{Change, LINKS, NODES, NONE, Node, State, UPPER, slice};
+use crate::rows::{Change, LINKS, NODES, NONE, Node, State, slice};
 
 use super::Hnsw;
 use super::insert::Staged;
@@ -34,14 +34,14 @@ impl<S: PageStore> Hnsw<S> {
     }
 
     /// Writes the links of a node that is about to be born, at all its levels.
-    pub(super) fn write_links(&mut self, staged: &Staged, lists: &[Vec<Candidate>]) -> Result<()> {
-        for (level, list) in lists.iter().enumerate() {
-            let (array, record) = match level {
-                0 => (LINKS, staged.id),
-                level => (UPPER, staged.upper + level as u32 - 1),
-            };
-            let list: Vec<u32> = list.iter().map(Candidate::link).collect();
-            let bytes = links::encode(&list, self.width(level as u8));
+    pub(super) fn write_links(
+        &mut self,
+        staged: &Staged,
+        lists: impl Iterator<Item = Vec<u32>>,
+    ) -> Result<()> {
+        for (level, list) in (0..).zip(lists) {
+            let (array, record) = staged.place(level);
+            let bytes = links::encode(&list, self.width(level));
             let mut change = Change::default();
             change.put_record(self.rows.array(array)?, record, &bytes)?;
             self.rows.commit(&mut change)?;

@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use crate::element::Element;
 use crate::error::Result;
 use crate::graph::leaves::Points;
-use crate::graph::prune::Pruner;
+use crate::graph::prune::{Candidate, Pruner};
 use crate::metric::Metric;
 use crate::page::PageStore;
 use crate::rows::{
@@ -32,7 +32,7 @@ use crate::threads;
 
 use super::Hnsw;
 use super::apply::apply_merge;
-use super::load::{LOAD_ROWS, Load};
+use super::load::{LOAD_ROWS, Lists, Load};
 use super::plan::{Merge, Planned, Route, plan_merges, plan_node, plan_routes};
 
 /// A batch is at most this part of the graph.
@@ -75,6 +75,8 @@ pub struct Insertion<'a, T> {
     merged: usize,
     done: usize,
     load: Option<Load<'a, T>>,
+    /// What came of it, until it is written.
+    lists: Option<Lists>,
     /// Rows that are not part of the load.
     later: Vec<u32>,
     /// Rows of the load that have been planned; they count nine tenths of the work.
@@ -88,6 +90,16 @@ pub(super) struct Staged {
     pub id: u32,
     pub level: u8,
     pub upper: u32,
+}
+
+impl Staged {
+    /// The array and record of its links at a level.
+    pub fn place(&self, level: u8) -> (usize, u32) {
+        match level {
+            0 => (LINKS, self.id),
+            level => (UPPER, self.upper + u32::from(level) - 1),
+        }
+    }
 }
 
 impl<'a, T: Element> Insertion<'a, T> {
@@ -162,6 +174,7 @@ impl<'a, T: Element> Insertion<'a, T> {
             merged: 0,
             done,
             load,
+            lists: None,
             later,
             loaded: 0,
             mark: index.rows.mark(),
@@ -203,7 +216,8 @@ impl<'a, T: Element> Insertion<'a, T> {
         if self.load.is_some() && !self.arranged {
             return false;
         }
-        self.batch.is_empty() || self.staged < self.batch.len() || self.merges.is_some()
+        let is_planned = self.merges.is_some() || self.lists.is_some();
+        self.batch.is_empty() || self.staged < self.batch.len() || is_planned
     }
 
     /// One step of planning, a fraction of a second long.
@@ -219,9 +233,8 @@ impl<'a, T: Element> Insertion<'a, T> {
                 if let Some(order) = load.arrange(pool) {
                     (self.order, self.arranged) = (order, true);
                 }
-            } else if let Some((lists, merges)) = load.plan(index, batch, pool)? {
-                (*planned, self.merges) = (lists, Some(merges));
-                *ranks = (0..batch.len() as u32).collect();
+            } else if let Some(lists) = load.plan(index, batch, pool)? {
+                self.lists = Some(lists);
                 self.loaded = batch.len();
                 self.load = None;
                 self.order.append(&mut self.later);
@@ -286,15 +299,25 @@ impl<'a, T: Element> Insertion<'a, T> {
             return Ok(());
         }
         let merges = self.merges.as_deref().unwrap_or_default();
-        let end = merges.len().min(self.merged + APPLY_RECORDS);
-        for merge in &merges[self.merged..end] {
-            apply_merge(index, merge)?;
+        let total = if self.lists.is_some() { self.batch.len() } else { merges.len() };
+        let end = total.min(self.merged + APPLY_RECORDS);
+        match &self.lists {
+            Some(lists) => {
+                for (at, staged) in self.batch.iter().enumerate().take(end).skip(self.merged) {
+                    complete(index, lists, staged, at)?;
+                }
+            }
+            None => {
+                for merge in &merges[self.merged..end] {
+                    apply_merge(index, merge)?;
+                }
+            }
         }
         self.merged = end;
-        if end == merges.len() {
+        if end == total {
             self.batch.clear();
             self.planned.clear();
-            self.merges = None;
+            (self.merges, self.lists) = (None, None);
             (self.staged, self.born, self.merged) = (0, 0, 0);
         }
         Ok(())
@@ -358,17 +381,25 @@ impl<'a, T: Element> Insertion<'a, T> {
         let staged = &self.batch[at];
         let key = self.keys[staged.row as usize];
         let old = if self.replace { index.rows.id_of(key)? } else { None };
-        let owner = match &self.planned[self.ranks[at] as usize] {
-            Planned::Node { lists, parent } => {
-                index.write_links(staged, lists)?;
-                let node = Node::new(key, State::Live, staged.level, staged.upper);
-                index.bear_node(staged.id, node, *parent, old)?;
-                staged.id
+        let node = Node::new(key, State::Live, staged.level, staged.upper);
+        let mut owner = staged.id;
+        if let Some(lists) = &self.lists {
+            let born = (0..=staged.level).map(|level| lists.list_at_birth(at, level));
+            index.write_links(staged, born)?;
+            index.bear_node(staged.id, node, lists.parent(at), old)?;
+        } else {
+            match &self.planned[self.ranks[at] as usize] {
+                Planned::Node { lists, parent } => {
+                    let links = |list: &Vec<Candidate>| list.iter().map(Candidate::link).collect();
+                    index.write_links(staged, lists.iter().map(links))?;
+                    index.bear_node(staged.id, node, *parent, old)?;
+                }
+                &Planned::Twin(twin_of) => {
+                    let Staged { id, level, upper, .. } = *staged;
+                    owner = index.bear_twin(twin_of, id, key, level, upper, old)?;
+                }
             }
-            &Planned::Twin(owner) => {
-                index.bear_twin(owner, staged.id, key, staged.level, staged.upper, old)?
-            }
-        };
+        }
         if let Some(place) = self.owners.get_mut(&staged.row) {
             *place = owner;
         }
@@ -407,4 +438,20 @@ impl<'a, T: Element> Insertion<'a, T> {
         }
         Ok(())
     }
+}
+
+/// Gives a loaded node the links to those that were born after it.
+fn complete<S: PageStore>(
+    index: &mut Hnsw<S>,
+    lists: &Lists,
+    staged: &Staged,
+    at: usize,
+) -> Result<()> {
+    for level in 0..=staged.level {
+        let (array, record) = staged.place(level);
+        let list = lists.list(at, level).to_vec();
+        let node = staged.id;
+        apply_merge(index, &Merge { array, record, node, sources: Vec::new(), list })?;
+    }
+    Ok(())
 }

@@ -13,15 +13,14 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::graph::bulk::Level;
 use crate::graph::leaves::{Cut, Points};
-use crate::graph::prune::Candidate;
+use crate::graph::links::{TREE, target};
 use crate::graph::tree;
 use crate::page::PageStore;
-use crate::rows::{LINKS, NONE, UPPER};
+use crate::rows::NONE;
 use crate::seed::mix;
 
 use super::Hnsw;
 use super::insert::Staged;
-use super::plan::{Merge, Planned};
 
 /// Rows from which on an empty index is loaded rather than added to.
 pub(super) const LOAD_ROWS: usize = 256;
@@ -32,8 +31,7 @@ pub(super) struct Load<'a, T> {
     seed: u64,
     cut: Option<Cut>,
     level: Option<Level>,
-    /// For each member of the batch, its lists from level 0 up.
-    lists: Vec<Vec<Vec<Candidate>>>,
+    lists: Lists,
     /// Levels that have been linked.
     done: u8,
 }
@@ -42,7 +40,7 @@ impl<'a, T: Element> Load<'a, T> {
     /// Begins with these rows; runs on the current thread pool.
     pub(super) fn new(points: Points<'a, T>, rows: &[u32], seed: u64) -> Load<'a, T> {
         let cut = Cut::new(&points, rows, mix(seed));
-        Load { points, seed, cut: Some(cut), level: None, lists: Vec::new(), done: 0 }
+        Load { points, seed, cut: Some(cut), level: None, lists: Lists::default(), done: 0 }
     }
 
     /// The share of the planning that is done.
@@ -63,29 +61,28 @@ impl<'a, T: Element> Load<'a, T> {
         }
     }
 
-    /// One step of planning a batch that is all the rows; the plan once it is made.
+    /// One step of planning a batch that is all the rows; the lists once they are made.
     pub(super) fn plan<S: PageStore>(
         &mut self,
         index: &Hnsw<S>,
         batch: &[Staged],
         pool: &ThreadPool,
-    ) -> Result<Option<(Vec<Planned>, Vec<Merge>)>> {
+    ) -> Result<Option<Lists>> {
         let level = match &mut self.level {
             Some(level) => level,
             None => match self.begin(index, batch, pool) {
                 Some(level) => self.level.insert(level),
-                None => return Ok(Some(finish(index, batch, std::mem::take(&mut self.lists)))),
+                None => {
+                    let mut lists = std::mem::take(&mut self.lists);
+                    lists.lay_tree(batch);
+                    return Ok(Some(lists));
+                }
             },
         };
         if !pool.install(|| level.step(&index.rows, &self.points))?
             && let Some(level) = self.level.take()
         {
-            let places: HashMap<u32, usize> =
-                batch.iter().map(|staged| staged.row).zip(0..).collect();
-            self.lists.resize_with(batch.len(), Vec::new);
-            for (row, list) in level.order.iter().zip(level.lists) {
-                self.lists[places[row]].push(list);
-            }
+            self.lists.put(level, self.done, batch);
             self.done += 1;
         }
         Ok(None)
@@ -116,62 +113,95 @@ impl<'a, T: Element> Load<'a, T> {
     }
 }
 
-/// Lays the tree, and divides each list into what a node is born with and what it gets later.
-fn finish<S: PageStore>(
-    index: &Hnsw<S>,
-    batch: &[Staged],
-    mut lists: Vec<Vec<Vec<Candidate>>>,
-) -> (Vec<Planned>, Vec<Merge>) {
-    let places: HashMap<u32, usize> = batch.iter().map(|staged| staged.id).zip(0..).collect();
-    let width = index.width(0);
-    let mut marks = vec![0; batch.len()];
-    let mut parents = vec![None; batch.len()];
-    for at in 1..batch.len() {
-        // The nearest neighbour born before it that has room; the one born last has it always.
-        let earlier = lists[at][0].iter().map(|link| places[&link.id]).filter(|&other| other < at);
-        let room = |&other: &usize| marks[other] < tree::room(width);
-        let parent = { earlier }.find(room).unwrap_or(at - 1);
-        for (from, to) in [(at, parent), (parent, at)] {
-            marks[from] += 1;
-            mark(&mut lists[from][0], batch[to].id, width);
-        }
-        parents[at] = Some(batch[parent].id);
-    }
-    let mut planned = Vec::with_capacity(batch.len());
-    let mut merges = Vec::with_capacity(batch.len());
-    for (at, (staged, lists)) in batch.iter().zip(lists).enumerate() {
-        let parent = parents[at];
-        let mut first = Vec::with_capacity(lists.len());
-        for (level, list) in lists.into_iter().enumerate() {
-            let born = list.iter().filter(|link| places[&link.id] < at);
-            let born: Vec<Candidate> = born
-                .map(|link| Candidate { tree: parent == Some(link.id) && level == 0, ..*link })
-                .collect();
-            if born.len() < list.len() {
-                let (array, record) = match level {
-                    0 => (LINKS, staged.id),
-                    level => (UPPER, staged.upper + level as u32 - 1),
-                };
-                let list = list.iter().map(Candidate::link).collect();
-                merges.push(Merge { array, record, node: staged.id, sources: Vec::new(), list });
-            }
-            first.push(born);
-        }
-        planned.push(Planned::Node { lists: first, parent });
-    }
-    (planned, merges)
+/// The lists of a batch that is all of a graph. Members are known by their place in the batch.
+#[derive(Default)]
+pub(super) struct Lists {
+    width: usize,
+    bottom: Vec<u32>,
+    /// The lists above the bottom of those that have any.
+    upper: HashMap<usize, Vec<Vec<u32>>>,
+    /// Each member's parent in the spanning tree.
+    parents: Vec<Option<u32>>,
+    /// For each slot, which member has it.
+    places: Vec<usize>,
 }
 
-/// Marks a link, or puts it in the place of the farthest that is not marked.
-fn mark(list: &mut Vec<Candidate>, id: u32, width: usize) {
-    if let Some(known) = list.iter_mut().find(|link| link.id == id) {
-        known.tree = true;
-        return;
+impl Lists {
+    /// Takes over the lists of a level.
+    fn put(&mut self, level: Level, number: u8, batch: &[Staged]) {
+        if number == 0 {
+            // Members have taken their slots in the order of the level.
+            (self.width, self.bottom) = (level.lists.len() / batch.len(), level.lists);
+            return;
+        }
+        let places = places(batch.iter().map(|staged| staged.row));
+        let width = level.lists.len() / level.order.len();
+        for (&row, list) in level.order.iter().zip(level.lists.chunks(width)) {
+            self.upper.entry(places[row as usize]).or_default().push(until_none(list).to_vec());
+        }
     }
-    if list.len() == width
-        && let Some(farthest) = list.iter().rposition(|link| !link.tree)
-    {
-        list.remove(farthest);
+
+    /// Makes each member's parent the nearest of those that it links to and that are born before it.
+    fn lay_tree(&mut self, batch: &[Staged]) {
+        self.places = places(batch.iter().map(|staged| staged.id));
+        self.parents = vec![None; batch.len()];
+        let mut marks = vec![0; batch.len()];
+        for at in 1..batch.len() {
+            let list = until_none(&self.bottom[at * self.width..][..self.width]);
+            let mut earlier = list
+                .iter()
+                .map(|&link| self.places[target(link) as usize])
+                .filter(|&other| other < at);
+            // The one born last always has room.
+            let parent =
+                earlier.find(|&other| marks[other] < tree::room(self.width)).unwrap_or(at - 1);
+            for (from, to) in [(at, parent), (parent, at)] {
+                marks[from] += 1;
+                mark(&mut self.bottom[from * self.width..][..self.width], batch[to].id);
+            }
+            self.parents[at] = Some(batch[parent].id);
+        }
     }
-    list.push(Candidate { distance: f32::INFINITY, id, tree: true });
+
+    pub(super) fn parent(&self, at: usize) -> Option<u32> {
+        self.parents[at]
+    }
+
+    /// A member's links at a level, as they are to be once all are born.
+    pub(super) fn list(&self, at: usize, level: u8) -> &[u32] {
+        match level {
+            0 => until_none(&self.bottom[at * self.width..][..self.width]),
+            level => self.upper.get(&at).map_or(&[], |lists| &lists[usize::from(level) - 1]),
+        }
+    }
+
+    /// Those that lead to members born before it; the edge to its parent is the only one of the tree so far.
+    pub(super) fn list_at_birth(&self, at: usize, level: u8) -> Vec<u32> {
+        let parent = self.parents[at].filter(|_| level == 0);
+        let ids = self.list(at, level).iter().map(|&link| target(link));
+        let born = ids.filter(|&id| self.places[id as usize] < at);
+        born.map(|id| if parent == Some(id) { id | TREE } else { id }).collect()
+    }
+}
+
+fn until_none(list: &[u32]) -> &[u32] {
+    &list[..list.iter().position(|&link| link == NONE).unwrap_or(list.len())]
+}
+
+/// For each of these ids, at which place it stands.
+fn places(ids: impl Iterator<Item = u32> + Clone) -> Vec<usize> {
+    let end = ids.clone().max().map_or(0, |id| id as usize + 1);
+    let mut places = vec![0; end];
+    (0..).zip(ids).for_each(|(place, id)| places[id as usize] = place);
+    places
+}
+
+/// Marks a link of a list, or puts it in the place of the farthest that is not marked.
+fn mark(list: &mut [u32], id: u32) {
+    let known = list.iter().position(|&link| link != NONE && target(link) == id);
+    let free = || list.iter().position(|&link| link == NONE);
+    let farthest = || list.iter().rposition(|&link| link & TREE == 0);
+    if let Some(at) = known.or_else(free).or_else(farthest) {
+        list[at] = id | TREE;
+    }
 }

@@ -66,10 +66,10 @@ pub(super) fn plan_routes<S: PageStore>(index: &Hnsw<S>, batch: &[Staged]) -> Re
             |scratch, at| {
                 let mut nodes = [NONE; 4];
                 let Some((mut id, top)) = entry else { return Ok(Route { nodes, at }) };
-                let Scratch { probe, batch: near, row, .. } = &mut **scratch;
+                let Scratch { probe, row, .. } = &mut **scratch;
                 rows.row_probe(batch[at as usize].id, row, probe)?;
                 for level in (1..=top).rev() {
-                    id = descend(rows, probe, near, (id, level), level, &mut Cost::default())?;
+                    id = descend(rows, scratch, (id, level), level, &mut Cost::default())?;
                     if let Some(node) = nodes.get_mut(4usize.wrapping_sub(level as usize)) {
                         *node = id;
                     }
@@ -100,12 +100,11 @@ pub(super) fn plan_node<S: PageStore>(
         });
     };
     let mut lists = vec![Vec::new(); 1 + staged.level as usize];
-    let Scratch { probe, batch, .. } = scratch;
     if top > staged.level && staged.level > 0 {
-        descend(rows, probe, batch, (start, top), staged.level + 1, &mut Cost::default())?;
+        descend(rows, scratch, (start, top), staged.level + 1, &mut Cost::default())?;
     } else {
         let start = if top > staged.level { route.nodes[3] } else { start };
-        batch.score_only(rows, probe, start)?;
+        scratch.batch.score_only(rows, &scratch.probe, start)?;
     }
     let ef = rows.meta.ef_construction.get() as usize;
     for level in (0..=top.min(staged.level)).rev() {

@@ -5,7 +5,7 @@ use crate::graph::links;
 use crate::graph::search::Scratch;
 use crate::index::{Cost, Hit};
 use crate::page::PageStore;
-use crate::rows::{Batch, LINKS, Matcher, NONE, Probe, Rows, UPPER};
+use crate::rows::{LINKS, Matcher, NONE, Rows, UPPER};
 
 use super::Hnsw;
 
@@ -38,34 +38,39 @@ pub(super) fn entry<S: PageStore>(rows: &Rows<S>) -> Result<Option<(u32, u8)>> {
 }
 
 /// From `id` at level `from`, steps to ever nearer neighbours, level by level, and returns where that ends
-/// at level `to`. The batch then holds that node and its neighbours there, scored.
+/// at level `to`. The batch then holds that node and what was met on the way there at that level, scored.
 pub(super) fn descend<S: PageStore>(
     rows: &Rows<S>,
-    probe: &Probe,
-    batch: &mut Batch,
+    scratch: &mut Scratch,
     (mut id, from): (u32, u8),
     to: u8,
     cost: &mut Cost,
 ) -> Result<u32> {
+    let Scratch { probe, batch, visited, met, .. } = scratch;
     cost.distances += batch.score_only(rows, probe, id)?;
     let mut nearest = batch.distances[0];
+    visited.reset(rows.slots());
+    links::fresh(visited, id)?;
     for level in (to..=from).rev() {
+        met.clear();
+        met.push((nearest, id));
         loop {
-            let (array, record) = place(rows, id, level)?;
-            links::read(rows, array, record, &mut batch.ids)?;
-            batch.ids.iter_mut().for_each(|link| *link = links::target(*link));
-            batch.score(rows, probe)?;
+            // What was met before is no nearer than the nearest.
+            links::expand(rows, place(rows, id, level)?, visited, batch, probe)?;
             cost.hops += 1;
             cost.distances += batch.ids.len() as u64;
-            let best = batch.distances.iter().zip(&batch.ids).min_by(|a, b| a.0.total_cmp(b.0));
-            match best {
-                Some((&distance, &next)) if distance < nearest => (nearest, id) = (distance, next),
+            let scored = batch.distances.iter().copied().zip(batch.ids.iter().copied());
+            met.extend(scored.clone());
+            match scored.min_by(|a, b| a.0.total_cmp(&b.0)) {
+                Some(best) if best.0 < nearest => (nearest, id) = best,
                 _ => break,
             }
         }
     }
-    batch.ids.push(id);
-    batch.distances.push(nearest);
+    batch.ids.clear();
+    batch.distances.clear();
+    batch.ids.extend(met.iter().map(|met| met.1));
+    batch.distances.extend(met.iter().map(|met| met.0));
     Ok(id)
 }
 
@@ -117,10 +122,9 @@ impl<S: PageStore> Hnsw<S> {
         let Some((id, level)) = entry(rows)? else {
             return Ok(cost);
         };
-        let Scratch { probe, batch, .. } = scratch;
         match level {
-            0 => cost.distances += batch.score_only(rows, probe, id)?,
-            level => _ = descend(rows, probe, batch, (id, level), 1, &mut cost)?,
+            0 => cost.distances += scratch.batch.score_only(rows, &scratch.probe, id)?,
+            level => _ = descend(rows, scratch, (id, level), 1, &mut cost)?,
         }
         // Without tombstones and filter every node of the graph may be returned.
         if matcher.is_all() && rows.meta.tombstones.get() == 0 {
