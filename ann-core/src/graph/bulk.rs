@@ -165,7 +165,7 @@ impl Level {
 
     /// Finds neighbours in some of the leaves.
     fn join<T: Element>(&mut self, points: &Points<'_, T>) {
-        let to = self.leaves.len().min(self.joined + points.leaves_a_step());
+        let to = self.joined + points.leaves_a_step(&self.leaves[self.joined..]);
         let (places, finds) = (&self.places, &self.finds);
         let sampled = |row: u32| mix(u64::from(row)).is_multiple_of(SAMPLE);
         self.leaves[self.joined..to].par_iter().for_each_init(

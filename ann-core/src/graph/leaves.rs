@@ -128,9 +128,14 @@ impl<'a, T: Element> Points<'a, T> {
         (LEAF_FLOATS / self.mean.len().max(1)).clamp(BLOCK, LEAF)
     }
 
-    /// Leaves whose neighbours can be found in one step.
-    pub(crate) fn leaves_a_step(&self) -> usize {
-        (STEP / (self.leaf() * self.leaf() * self.mean.len().max(1))).clamp(2, 64)
+    /// How many of the first of these leaves have their neighbours found in one step.
+    pub(crate) fn leaves_a_step(&self, leaves: &[Vec<u32>]) -> usize {
+        let mut work = 0;
+        let enough = |leaf: &Vec<u32>| {
+            work += leaf.len() * leaf.len() * self.mean.len();
+            work > 2 * STEP
+        };
+        leaves.iter().position(enough).map_or(leaves.len(), |last| last + 1)
     }
 
     /// Replaces `matrix` with rows.
