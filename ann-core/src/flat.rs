@@ -4,7 +4,6 @@ use std::path::Path;
 
 use ndarray::ArrayView2;
 use rayon::prelude::*;
-use zerocopy::IntoBytes;
 
 use crate::element::{DType, Element};
 use crate::error::{Error, Result};
@@ -116,21 +115,7 @@ impl<S: PageStore> Flat<S> {
         self.rows.reserve(NODES, u64::from(id) + 1)?;
         self.rows.put_row(id, row)?;
         let node = Node::new(key, State::Live, 0, 0);
-        let mut change = Change::default();
-        if let Some(old) = replaces {
-            // Nothing refers to the old row but its key: its slot is free in the same moment.
-            let first = id < self.rows.slots();
-            let next = if first { self.rows.node(id)?.twin } else { self.rows.meta.free };
-            let mut dead = self.rows.node(old)?;
-            dead.free(next.get());
-            change.put_record(self.rows.array(NODES)?, old, dead.as_bytes())?;
-        }
-        self.rows.birth(change, id, node, None, |meta| {
-            if let Some(old) = replaces {
-                meta.free = old.into();
-                meta.live = meta.live.get().saturating_sub(1).into();
-            }
-        })?;
+        self.rows.birth(Change::default(), id, node, replaces, |_| ())?;
         Ok(())
     }
 

@@ -110,13 +110,11 @@ impl Level {
     /// Lists will have at most `width` links, chosen from about `ef` candidates.
     pub(crate) fn new(cut: Cut, slots: &[u32], width: usize, ef: usize) -> Level {
         let order = cut.order();
-        let mut places = vec![NONE; slots.len()];
-        (0..).zip(&order).for_each(|(place, &row)| places[row as usize] = place);
         let empty = || (0..order.len()).map(|_| Mutex::new(Near::EMPTY)).collect();
         Level {
             leaves: cut.leaves,
             slots: order.iter().map(|&row| slots[row as usize]).collect(),
-            places,
+            places: places(order.iter().copied()),
             width,
             // The sample gives others, of a greater variety.
             pool: (ef / 4).max(width),
@@ -279,9 +277,7 @@ impl Level {
 
     /// Turns "has chosen" round: who was chosen by whom.
     fn turn_round(&mut self) {
-        let end = self.slots.iter().max().map_or(0, |&slot| slot as usize + 1);
-        let mut places = vec![0; end];
-        (0..).zip(&self.slots).for_each(|(place, &slot)| places[slot as usize] = place);
+        let places = places(self.slots.iter().copied());
         let place = |id: u32| places[id as usize] as usize;
         let mut ends = vec![0u64; self.order.len() + 2];
         for &(_, id) in self.chosen.iter().filter(|link| link.1 != NONE) {
@@ -337,6 +333,14 @@ impl Level {
             .collect();
         done
     }
+}
+
+/// For each of these ids, at which place it stands; [`NONE`] for what is not among them.
+pub(crate) fn places(ids: impl Iterator<Item = u32> + Clone) -> Vec<u32> {
+    let end = ids.clone().max().map_or(0, |id| id as usize + 1);
+    let mut places = vec![NONE; end];
+    (0..).zip(ids).for_each(|(place, id)| places[id as usize] = place);
+    places
 }
 
 fn step_nodes<S>(rows: &Rows<S>) -> usize {

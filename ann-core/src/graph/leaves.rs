@@ -88,15 +88,16 @@ impl<'a, T: Element> Points<'a, T> {
     /// Takes all but a few of rows that crowd together out of `rows`, and returns them. Seen from among many that all
     /// but coincide there are no other directions: who finds its neighbours in a crowd finds no way out of it.
     pub(crate) fn set_crowds_aside(&self, rows: &mut Vec<u32>) -> Vec<u32> {
-        let cell = |(at, &row): (usize, &u32)| {
-            let mut point = vec![0f32; self.mean.len()];
-            self.fill(row as usize, &mut point);
+        let point = || vec![0f32; self.mean.len()];
+        let cell = |point: &mut Vec<f32>, (at, &row): (usize, &u32)| {
+            self.fill(row as usize, point);
             let hash = point
                 .iter()
                 .fold(0, |hash, value| mix(hash ^ (value / CELL).round() as i64 as u64));
             (hash, at as u32)
         };
-        let mut cells: Vec<(u64, u32)> = rows.par_iter().enumerate().map(cell).collect();
+        let mut cells: Vec<(u64, u32)> =
+            rows.par_iter().enumerate().map_init(point, cell).collect();
         cells.par_sort_unstable();
         let mut aside = vec![false; rows.len()];
         for crowd in cells.chunk_by(|a, b| a.0 == b.0).filter(|crowd| crowd.len() > CROWD) {

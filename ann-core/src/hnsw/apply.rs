@@ -40,12 +40,22 @@ impl<S: PageStore> Hnsw<S> {
         lists: impl Iterator<Item = Vec<u32>>,
     ) -> Result<()> {
         for (level, list) in (0..).zip(lists) {
-            let (array, record) = staged.place(level);
-            let bytes = links::encode(&list, self.width(level));
-            let mut change = Change::default();
-            change.put_record(self.rows.array(array)?, record, &bytes)?;
-            self.rows.commit(&mut change)?;
+            self.put_list(staged.place(level), level, &list)?;
         }
+        Ok(())
+    }
+
+    /// Replaces a list, whatever it is now.
+    pub(super) fn put_list(
+        &mut self,
+        (array, record): (usize, u32),
+        level: u8,
+        list: &[u32],
+    ) -> Result<()> {
+        let mut change = Change::default();
+        let bytes = links::encode(list, self.width(level));
+        change.put_record(self.rows.array(array)?, record, &bytes)?;
+        self.rows.commit(&mut change)?;
         Ok(())
     }
 
@@ -85,25 +95,23 @@ impl<S: PageStore> Hnsw<S> {
         }
     }
 
-    /// A twin's birth, on the chain of its equal. Returns the owner of the chain.
+    /// A twin's birth, on the chain of its equal.
     pub(super) fn bear_twin(
         &mut self,
         owner: u32,
         id: u32,
-        key: u64,
-        level: u8,
-        upper: u32,
+        mut node: Node,
         replaces: Option<u32>,
-    ) -> Result<u32> {
+    ) -> Result<()> {
         let mut head = self.rows.node(owner)?;
-        let mut node = Node::new(key, State::Twin, level, upper);
+        node.set_state(State::Twin);
         node.owner = owner.into();
         node.twin = head.twin;
         head.twin = id.into();
         let mut change = Change::default();
         change.put_record(self.rows.array(NODES)?, owner, zerocopy::IntoBytes::as_bytes(&head))?;
         self.rows.birth(change, id, node, replaces, |_| ())?;
-        Ok(owner)
+        Ok(())
     }
 }
 

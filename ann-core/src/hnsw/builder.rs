@@ -55,7 +55,8 @@ impl HnswBuilder {
         self
     }
 
-    /// Size of the candidate pool while building, from 1 to 100,000; at least `m` is used. 200 unless it is set.
+    /// Candidates among which a vector's links are chosen, from 1 to 100,000; at least `m` is used. 200 unless it is
+    /// set. Loading an empty index finds a quarter of them by search, the others among near vectors.
     pub fn ef_construction(mut self, ef_construction: usize) -> HnswBuilder {
         self.ef_construction = ef_construction;
         self

@@ -1,6 +1,7 @@
 //! Insertion in batches, parallel and yet the same for any number of threads.
 //!
-//! Many rows for an empty index are a batch of their own, see `load`; else a batch is at most 2 % of the graph. Its vectors are stored first (*stage*), where nothing refers to them yet.
+//! Many rows for an empty index are a batch of their own, see `load`; else a batch is at most 2 % of the graph.
+//! Its vectors are stored first (*stage*), where nothing refers to them yet.
 //! Then each searches the graph, which stands still, for its neighbours; the edges back to it are grouped by the
 //! node that they start from, and each such node gets its new list computed (*plan*: parallel, nothing written).
 //! At last the changes are made one small write at a time (*apply*): a new node's own links; its birth, in which it
@@ -57,7 +58,6 @@ pub struct Insertion<'a, T> {
     replace: bool,
     /// Rows in the order of insertion, and how many of them have been staged.
     order: Vec<u32>,
-    arranged: bool,
     next: usize,
     /// Rows equal to an earlier one, with that one.
     repeats: Vec<(u32, u32)>,
@@ -160,7 +160,6 @@ impl<'a, T: Element> Insertion<'a, T> {
             keys,
             replace,
             order,
-            arranged: false,
             next: 0,
             repeats,
             owners,
@@ -213,7 +212,7 @@ impl<'a, T: Element> Insertion<'a, T> {
 
     /// Whether the next step is [`Insertion::write_step`]; else it is [`Insertion::plan_step`].
     pub fn needs_write(&self) -> bool {
-        if self.load.is_some() && !self.arranged {
+        if self.load.as_ref().is_some_and(|load| !load.is_arranged()) {
             return false;
         }
         let is_planned = self.merges.is_some() || self.lists.is_some();
@@ -231,7 +230,7 @@ impl<'a, T: Element> Insertion<'a, T> {
         if let Some(load) = load {
             if batch.is_empty() {
                 if let Some(order) = load.arrange(pool) {
-                    (self.order, self.arranged) = (order, true);
+                    self.order = order;
                 }
             } else if let Some(lists) = load.plan(index, batch, pool)? {
                 self.lists = Some(lists);
@@ -395,8 +394,8 @@ impl<'a, T: Element> Insertion<'a, T> {
                     index.bear_node(staged.id, node, *parent, old)?;
                 }
                 &Planned::Twin(twin_of) => {
-                    let Staged { id, level, upper, .. } = *staged;
-                    owner = index.bear_twin(twin_of, id, key, level, upper, old)?;
+                    index.bear_twin(twin_of, staged.id, node, old)?;
+                    owner = twin_of;
                 }
             }
         }
@@ -433,7 +432,7 @@ impl<'a, T: Element> Insertion<'a, T> {
             row.clear();
             rows.space.encode(&slice(self.vectors.row(repeat as usize)), &mut row);
             rows.put_row(id, &row)?;
-            index.bear_twin(owner, id, key, level, upper, old)?;
+            index.bear_twin(owner, id, Node::new(key, State::Twin, level, upper), old)?;
             self.done += 1;
         }
         Ok(())

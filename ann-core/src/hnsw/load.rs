@@ -11,7 +11,7 @@ use rayon::ThreadPool;
 
 use crate::element::Element;
 use crate::error::Result;
-use crate::graph::bulk::Level;
+use crate::graph::bulk::{Level, places};
 use crate::graph::leaves::{Cut, Points};
 use crate::graph::links::{TREE, target};
 use crate::graph::tree;
@@ -50,6 +50,11 @@ impl<'a, T: Element> Load<'a, T> {
             (None, 0) => 0.0,
             _ => 0.97,
         }
+    }
+
+    /// Whether the order in which the rows are to take slots is known.
+    pub(super) fn is_arranged(&self) -> bool {
+        self.cut.as_ref().is_none_or(|cut| !cut.leaves.is_empty())
     }
 
     /// Finds the order in which the rows are to take slots: one step of it, and the order once that is known.
@@ -123,7 +128,7 @@ pub(super) struct Lists {
     /// Each member's parent in the spanning tree.
     parents: Vec<Option<u32>>,
     /// For each slot, which member has it.
-    places: Vec<usize>,
+    places: Vec<u32>,
 }
 
 impl Lists {
@@ -137,7 +142,10 @@ impl Lists {
         let places = places(batch.iter().map(|staged| staged.row));
         let width = level.lists.len() / level.order.len();
         for (&row, list) in level.order.iter().zip(level.lists.chunks(width)) {
-            self.upper.entry(places[row as usize]).or_default().push(until_none(list).to_vec());
+            self.upper
+                .entry(places[row as usize] as usize)
+                .or_default()
+                .push(until_none(list).to_vec());
         }
     }
 
@@ -150,7 +158,7 @@ impl Lists {
             let list = until_none(&self.bottom[at * self.width..][..self.width]);
             let mut earlier = list
                 .iter()
-                .map(|&link| self.places[target(link) as usize])
+                .map(|&link| self.places[target(link) as usize] as usize)
                 .filter(|&other| other < at);
             // The one born last always has room.
             let parent =
@@ -179,21 +187,13 @@ impl Lists {
     pub(super) fn list_at_birth(&self, at: usize, level: u8) -> Vec<u32> {
         let parent = self.parents[at].filter(|_| level == 0);
         let ids = self.list(at, level).iter().map(|&link| target(link));
-        let born = ids.filter(|&id| self.places[id as usize] < at);
+        let born = ids.filter(|&id| (self.places[id as usize] as usize) < at);
         born.map(|id| if parent == Some(id) { id | TREE } else { id }).collect()
     }
 }
 
 fn until_none(list: &[u32]) -> &[u32] {
     &list[..list.iter().position(|&link| link == NONE).unwrap_or(list.len())]
-}
-
-/// For each of these ids, at which place it stands.
-fn places(ids: impl Iterator<Item = u32> + Clone) -> Vec<usize> {
-    let end = ids.clone().max().map_or(0, |id| id as usize + 1);
-    let mut places = vec![0; end];
-    (0..).zip(ids).for_each(|(place, id)| places[id as usize] = place);
-    places
 }
 
 /// Marks a link of a list, or puts it in the place of the farthest that is not marked.

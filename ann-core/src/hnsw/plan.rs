@@ -141,29 +141,23 @@ pub(super) fn plan_node<S: PageStore>(
 fn equal_to<S: PageStore>(
     rows: &Rows<S>,
     candidates: &[Candidate],
-    scratch: &mut Scratch,
+    scratch: &Scratch,
     id: u32,
 ) -> Result<Option<u32>> {
     let own = rows.space.score_one(&rows.store, rows.array(VECTORS)?, &scratch.probe, id)?;
     // Equal vectors are equally far from anything, to the last bit; others rarely are.
-    let mut equally_far =
-        candidates.iter().filter(|candidate| candidate.distance == own).take(64).peekable();
-    if equally_far.peek().is_none() {
-        return Ok(None);
-    }
-    let (mut vector, mut other) = (Vec::new(), std::mem::take(&mut scratch.row));
-    rows.row(id, &mut vector)?;
-    let bytes = rows.space.vector_bytes();
-    let mut found = None;
-    for candidate in equally_far {
+    let (mut vector, mut other) = (Vec::new(), Vec::new());
+    for candidate in candidates.iter().filter(|candidate| candidate.distance == own).take(64) {
+        if vector.is_empty() {
+            rows.row(id, &mut vector)?;
+        }
         rows.row(candidate.id, &mut other)?;
+        let bytes = rows.space.vector_bytes();
         if vector.get(..bytes) == other.get(..bytes) {
-            found = Some(candidate.id);
-            break;
+            return Ok(Some(candidate.id));
         }
     }
-    scratch.row = other;
-    Ok(found)
+    Ok(None)
 }
 
 /// The distance between two stored rows, as graphs measure it.
@@ -185,11 +179,10 @@ pub(super) fn merge<S: PageStore>(
     pruner: &mut Pruner,
 ) -> Result<Vec<u32>> {
     let width = index.width(usize::from(array != LINKS) as u8);
-    let link = |c: &Candidate| if c.tree { c.id | TREE } else { c.id };
     let known = |id: u32| sources.iter().any(|source| source.id == id);
     let kept = old.iter().copied().filter(|&link| !known(target(link)));
     if kept.clone().count() + sources.len() <= width {
-        return Ok(kept.chain(sources.iter().map(link)).collect());
+        return Ok(kept.chain(sources.iter().map(Candidate::link)).collect());
     }
     let rows = &index.rows;
     rows.row_probe(node, &mut scratch.row, &mut scratch.probe)?;
@@ -206,7 +199,7 @@ pub(super) fn merge<S: PageStore>(
         true => pruner.thin(rows, &mut candidates, width)?,
         false => pruner.select(rows, &mut candidates, width)?,
     }
-    Ok(candidates.iter().map(link).collect())
+    Ok(candidates.iter().map(Candidate::link).collect())
 }
 
 /// Chooses parents, then groups the edges back to the new nodes and computes the lists that they change.

@@ -29,8 +29,7 @@ const BLOCK: u32 = 1 << 14;
 
 /// A list that was chosen anew, and where it belongs.
 struct Mended {
-    array: usize,
-    record: u32,
+    place: (usize, u32),
     level: u8,
     list: Vec<u32>,
 }
@@ -76,11 +75,7 @@ impl<S: PageStore> Hnsw<S> {
     /// Takes all links from a node that no list names, so that it names none either.
     fn empty_lists(&mut self, id: u32) -> Result<()> {
         for level in 0..=self.rows.node(id)?.level {
-            let (array, record) = place(&self.rows, id, level)?;
-            let mut change = Change::default();
-            let bytes = links::encode(&[], self.width(level));
-            change.put_record(self.rows.array(array)?, record, &bytes)?;
-            self.rows.commit(&mut change)?;
+            self.put_list(place(&self.rows, id, level)?, level, &[])?;
         }
         Ok(())
     }
@@ -234,8 +229,8 @@ impl<S: PageStore> Hnsw<S> {
                     if node.is(State::Live) {
                         for level in 0..=node.level {
                             if let Some(list) = index.mend_list(id, level, dead, scratch, pruner)? {
-                                let (array, record) = place(&index.rows, id, level)?;
-                                lists.push(Mended { array, record, level, list });
+                                let place = place(&index.rows, id, level)?;
+                                lists.push(Mended { place, level, list });
                             }
                         }
                     }
@@ -243,11 +238,8 @@ impl<S: PageStore> Hnsw<S> {
                 },
             )
             .collect();
-        for Mended { array, record, level, list } in mended?.into_iter().flatten() {
-            let mut change = Change::default();
-            let bytes = links::encode(&list, self.width(level));
-            change.put_record(self.rows.array(array)?, record, &bytes)?;
-            self.rows.commit(&mut change)?;
+        for Mended { place, level, list } in mended?.into_iter().flatten() {
+            self.put_list(place, level, &list)?;
         }
         Ok(())
     }

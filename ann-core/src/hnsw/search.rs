@@ -47,7 +47,8 @@ pub(super) fn descend<S: PageStore>(
     cost: &mut Cost,
 ) -> Result<u32> {
     let Scratch { probe, batch, visited, met, .. } = scratch;
-    cost.distances += batch.score_only(rows, probe, id)?;
+    batch.score_only(rows, probe, id)?;
+    cost.distances += 1;
     let mut nearest = batch.distances[0];
     visited.reset(rows.slots());
     links::fresh(visited, id)?;
@@ -122,9 +123,11 @@ impl<S: PageStore> Hnsw<S> {
         let Some((id, level)) = entry(rows)? else {
             return Ok(cost);
         };
-        match level {
-            0 => cost.distances += scratch.batch.score_only(rows, &scratch.probe, id)?,
-            level => _ = descend(rows, scratch, (id, level), 1, &mut cost)?,
+        if level > 0 {
+            descend(rows, scratch, (id, level), 1, &mut cost)?;
+        } else {
+            scratch.batch.score_only(rows, &scratch.probe, id)?;
+            cost.distances += 1;
         }
         // Without tombstones and filter every node of the graph may be returned.
         if matcher.is_all() && rows.meta.tombstones.get() == 0 {

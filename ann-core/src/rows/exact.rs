@@ -25,20 +25,18 @@ impl Batch {
         rows.space.score(&rows.store, rows.array(VECTORS)?, probe, ids, offsets, distances)
     }
 
-    /// Makes `id` all that the batch holds, scores it, and returns 1, the distances computed.
+    /// Makes `id` all that the batch holds, and scores it.
     pub(crate) fn score_only<S: PageStore>(
         &mut self,
         rows: &Rows<S>,
         probe: &Probe,
         id: u32,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         self.ids.clear();
         self.ids.push(id);
-        self.score(rows, probe).map(|()| 1)
+        self.score(rows, probe)
     }
-}
 
-impl Batch {
     /// Scores `self.ids` in a plain array of rows; false if one lies outside.
     pub(crate) fn score_plain(&mut self, space: &Space, vectors: &[u8], probe: &Probe) -> bool {
         let Batch { ids, distances, offsets } = self;

@@ -280,6 +280,11 @@ impl Node {
         self.state = state as u8;
     }
 
+    /// Makes what was visible a way-point that searches do not return.
+    pub(crate) fn die(&mut self) {
+        self.set_state(if self.is(State::Twin) { State::DeadTwin } else { State::Tombstone });
+    }
+
     /// Makes it a free slot, before `next` on the free list.
     pub(crate) fn free(&mut self, next: u32) {
         self.set_state(State::Free);

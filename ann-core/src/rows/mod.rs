@@ -390,9 +390,15 @@ impl<S: PageStore> Rows<S> {
         change.put_record(self.array(NODES)?, id, node.as_bytes())?;
         if let Some(old) = replaces {
             let mut dead = self.node(old)?;
-            dead.set_state(if dead.is(State::Twin) { State::DeadTwin } else { State::Tombstone });
             meta.live = (meta.live.get() - 1).into();
-            meta.tombstones = (meta.tombstones.get() + 1).into();
+            if meta.kind() == Kind::Flat {
+                // Nothing names the rows of a flat index: the slot is free in the same moment.
+                dead.free(meta.free.get());
+                meta.free = old.into();
+            } else {
+                dead.die();
+                meta.tombstones = (meta.tombstones.get() + 1).into();
+            }
             change.put_record(self.array(NODES)?, old, dead.as_bytes())?;
         }
         if !self.commit_meta(change, meta)? {
@@ -408,7 +414,7 @@ impl<S: PageStore> Rows<S> {
     pub(crate) fn bury(&mut self, id: u32) -> Result<()> {
         let mut node = self.node(id)?;
         let key = node.key.get();
-        node.set_state(if node.is(State::Twin) { State::DeadTwin } else { State::Tombstone });
+        node.die();
         let mut meta = self.meta;
         meta.live = meta.live.get().saturating_sub(1).into();
         meta.tombstones = (meta.tombstones.get() + 1).into();
