@@ -545,6 +545,24 @@ fn damages_that_changes_have_to_survive() {
     }
 }
 
+/// A load has as many levels as the highest of its slots, which may have been used before.
+#[test]
+fn loading_into_slots_of_levels_that_cannot_be() {
+    let mut index = graph(Metric::L2sq);
+    index.remove(&(0..600).collect::<Vec<u64>>()).unwrap();
+    index.sweep(1).unwrap();
+    assert_eq!((index.len(), index.stats().unwrap().tombstones), (0, 0));
+    let mut image = Image::of(index.store());
+    for id in 0..image.word(0, SLOTS) {
+        let (page, at) = image.record(NODES, id);
+        image.0[page][at + LEVEL] = u8::MAX;
+        image.set_word(page, at + UPPER_AT, 0);
+    }
+    let mut index = Hnsw::open_in(image.store()).unwrap();
+    let error = index.add(rows(300, 2).view(), None, AddOptions::new().threads(1)).unwrap_err();
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+}
+
 #[test]
 fn versions_and_kinds() {
     let whole = Image::of(graph(Metric::L2sq).store());

@@ -342,8 +342,7 @@ impl<'a, T: Element> Insertion<'a, T> {
         let mut upper = rows.meta.upper.get();
         for (&row, &id) in self.order[self.next..self.next + size].iter().zip(&ids) {
             let (level, first) = if id < rows.slots() {
-                let old = rows.node(id)?;
-                (old.level, old.upper.get())
+                index.kept_levels(id)?
             } else {
                 let level = index.level(id);
                 upper += u32::from(level);
@@ -420,12 +419,12 @@ impl<'a, T: Element> Insertion<'a, T> {
                 self.done += 1;
                 continue;
             }
-            let rows = &mut index.rows;
-            let id = rows.free_ids(1)?[0];
-            let (level, upper) = match id < rows.slots() {
-                true => (rows.node(id)?.level, rows.node(id)?.upper.get()),
+            let id = index.rows.free_ids(1)?[0];
+            let (level, upper) = match id < index.rows.slots() {
+                true => index.kept_levels(id)?,
                 false => (0, 0),
             };
+            let rows = &mut index.rows;
             for array in [VECTORS, LINKS, NODES] {
                 rows.reserve(array, u64::from(id) + 1)?;
             }

@@ -141,6 +141,16 @@ impl<S: PageStore> Hnsw<S> {
         level
     }
 
+    /// The level of a slot that has been used before, and its first record above the bottom: both stay with the slot.
+    fn kept_levels(&self, id: u32) -> Result<(u8, u32)> {
+        let node = self.rows.node(id)?;
+        if node.level > MAX_LEVEL {
+            return Err(self.rows.corrupt_node(id, format!("level {}", node.level)));
+        }
+        search::place(&self.rows, id, node.level)?;
+        Ok((node.level, node.upper.get()))
+    }
+
     /// Borrows a scratch; it goes back by itself.
     fn scratch(&self) -> Borrowed<'_> {
         let mut free = self.scratches.lock().unwrap_or_else(PoisonError::into_inner);
