@@ -1,14 +1,15 @@
 //! What pages cost: the bottom level's search over pages beside the same over plain arrays, interleaved.
 //!
-//! `cargo bench -p ann-core --bench pages` prints the median ratio of 30 interleaved pairs. With `pages` or `plain`
-//! and a number as arguments it runs that many passes of the one or the other and nothing else, for instruction
-//! counts: `benches/pages.py` does that under callgrind.
+//! `cargo bench -p ann-core --bench pages` prints the median ratio of 30 interleaved pairs. For instruction counts,
+//! which `benches/pages.py` takes under callgrind, `save PATH` builds the index and saves it, and `pages PATH N` and
+//! `plain PATH N` open it and run N passes of the one or the other and nothing else.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::Instant;
 
 use ann_core::plain::{Plain, Work};
-use ann_core::{AddOptions, Hnsw, Index, Metric};
+use ann_core::{AddOptions, Hnsw, Index, MemStore, Metric};
 use criterion::Criterion;
 use half::f16;
 use ndarray::{Array2, ArrayView2, s};
@@ -36,23 +37,42 @@ fn pass(queries: ArrayView2<'_, f32>, mut search: impl FnMut(&[f32]) -> f32) -> 
     queries.rows().into_iter().map(|query| search(query.as_slice().expect("contiguous"))).sum()
 }
 
-fn main() {
-    let (base, queries) = small();
+fn build(base: ArrayView2<'_, f32>) -> Hnsw {
     let builder = Hnsw::builder(base.ncols()).metric(Metric::L2sq).ef_construction(64);
     let mut index = builder.build().expect("parameters");
-    index.add(base.view(), None, AddOptions::new()).expect("good rows");
+    index.add(base, None, AddOptions::new()).expect("good rows");
+    index
+}
+
+fn main() {
+    let (base, queries) = small();
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, what, path, ..] = &arguments[..]
+        && what == "save"
+    {
+        return build(base.view()).save(Path::new(path)).expect("a path to write to");
+    }
+    let counted = match &arguments[..] {
+        [_, what, path, passes, ..] => {
+            passes.parse().ok().map(|passes: usize| (what, path, passes))
+        }
+        _ => None,
+    };
+    let index = match counted {
+        Some((_, path, _)) => {
+            MemStore::load(Path::new(path)).and_then(Hnsw::open_in).expect("a saved index")
+        }
+        None => build(base.view()),
+    };
     let plain = Plain::new(&index).expect("a good index");
     let mut work = Work::default();
     let mut on_pages = |query: &[f32]| index.search_bottom(query, EF, &mut work).expect("search");
     let mut plain_work = Work::default();
     let mut on_arrays = |query: &[f32]| plain.search(query, EF, &mut plain_work).expect("search");
 
-    let arguments: Vec<String> = std::env::args().collect();
-    if let [_, which, passes, ..] = &arguments[..]
-        && let Ok(passes) = passes.parse::<usize>()
-    {
+    if let Some((what, _, passes)) = counted {
         for _ in 0..passes {
-            black_box(match which.as_str() {
+            black_box(match what.as_str() {
                 "pages" => pass(queries.view(), &mut on_pages),
                 _ => pass(queries.view(), &mut on_arrays),
             });

@@ -27,9 +27,10 @@ pub(crate) struct Array {
     per_page: u64,
     span: u64,
     page_size: u64,
-    reciprocal: u64,
+    // Products of 32 bits have vector instructions on every machine, those of 64 have not.
+    reciprocal: u32,
     shift: u32,
-    gap: u64,
+    gap: u32,
     runs: Vec<Run>,
     pages: u64,
 }
@@ -46,9 +47,9 @@ impl Array {
             per_page,
             span: stride.div_ceil(body) as u64,
             page_size: page_size as u64,
-            reciprocal: (1u64 << shift).div_ceil(per_page),
+            reciprocal: (1u64 << shift).div_ceil(per_page) as u32,
             shift,
-            gap: (page_size as u64).saturating_sub(per_page * stride as u64),
+            gap: page_size.saturating_sub(per_page as usize * stride) as u32,
             runs: Vec::new(),
             pages: 0,
         }
@@ -97,7 +98,7 @@ impl Array {
     }
 
     fn division(&self, id: u32) -> u64 {
-        (u64::from(id) * self.reciprocal) >> self.shift
+        (u64::from(id) * u64::from(self.reciprocal)) >> self.shift
     }
 
     /// The store's page for the array's page `page`.
@@ -121,21 +122,21 @@ impl Array {
         self.page(page).map(|page| PageId(page as u32))
     }
 
-    /// Byte offsets of records in a store whose pages are contiguous; `u64::MAX` for one that does not exist.
-    /// Not for records that span pages.
+    /// Replaces `out` with the byte offsets of records in a store whose pages are contiguous; `u64::MAX` for one that
+    /// does not exist. Not for records that span pages.
     #[inline]
-    pub(crate) fn offsets(&self, ids: &[u32], out: &mut [u64]) {
-        let stride = self.stride as u64;
+    pub(crate) fn offsets(&self, ids: &[u32], out: &mut Vec<u64>) {
+        out.clear();
+        let (stride, gap) = (u64::from(self.stride as u32), u64::from(self.gap));
         if let [run] = &self.runs[..] {
             let base = run.start * self.page_size + HEADER as u64;
-            for (&id, out) in ids.iter().zip(out) {
-                *out = base + self.division(id) * self.gap + u64::from(id) * stride;
-            }
+            out.extend(ids.iter().map(|&id| {
+                let p = u64::from(self.division(id) as u32);
+                base + p * gap + u64::from(id) * stride
+            }));
             return;
         }
-        for (&id, out) in ids.iter().zip(out) {
-            *out = self.offset(id);
-        }
+        out.extend(ids.iter().map(|&id| self.offset(id)));
     }
 
     /// The byte offset of one record in a store whose pages are contiguous; `u64::MAX` if it does not exist.
@@ -145,7 +146,7 @@ impl Array {
             return u64::MAX;
         }
         let p = self.division(id);
-        let within = p * self.gap + u64::from(id) * self.stride as u64 + HEADER as u64;
+        let within = p * u64::from(self.gap) + u64::from(id) * self.stride as u64 + HEADER as u64;
         match &self.runs[..] {
             [run, ..] if p < run.pages => run.start * self.page_size + within,
             _ => match self.page(p) {
@@ -175,7 +176,7 @@ mod tests {
             let per_page = (page_size - HEADER) / stride;
             assert_eq!(array.capacity(), (pages.len() * per_page) as u64);
             let ids: Vec<u32> = (0..array.capacity() as u32).collect();
-            let mut offsets = vec![0; ids.len()];
+            let mut offsets = Vec::new();
             array.offsets(&ids, &mut offsets);
             for (&id, &offset) in ids.iter().zip(&offsets) {
                 let (page, slot) = (pages[id as usize / per_page], id as usize % per_page);

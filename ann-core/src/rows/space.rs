@@ -238,8 +238,6 @@ impl Space {
         out.clear();
         out.resize(ids.len(), 0.0);
         if let (Some(bytes), 1) = (store.contiguous(), vectors.span()) {
-            offsets.clear();
-            offsets.resize(ids.len(), 0);
             vectors.offsets(ids, offsets);
             if !self.distances(probe, bytes, offsets, out) {
                 return Err(Error::corrupt(0, "the vector array ends outside the store"));
