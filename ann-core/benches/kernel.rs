@@ -55,7 +55,13 @@ fn kernels(c: &mut Criterion) {
                     let near: Vec<u64> = (0..ROWS).map(|i| (i * row_bytes) as u64).collect();
                     group.bench_function(format!("{isa:?} cached"), |b| {
                         b.iter(|| {
-                            kernel.rows(&query, &base, black_box(&near), black_box(&mut out))
+                            kernel.rows(
+                                &query,
+                                &base,
+                                black_box(&near),
+                                f32::INFINITY,
+                                black_box(&mut out),
+                            )
                         });
                     });
 
@@ -67,7 +73,7 @@ fn kernels(c: &mut Criterion) {
                         b.iter(|| {
                             let far = far();
                             far.iter().for_each(|&at| prefetch(&base, at, row_bytes));
-                            kernel.rows(&query, &base, &far, black_box(&mut out))
+                            kernel.rows(&query, &base, &far, f32::INFINITY, black_box(&mut out))
                         });
                     });
                 }

@@ -238,21 +238,21 @@ impl Level {
         scratch.visited.insert(place as u32);
         scratch.pool.insert(0.0, place as u32, true);
         scratch.best_first(
-            |node, visited, batch, probe, next| {
-                if let Some(next) = next {
+            |step, visited, batch, probe| {
+                if let Some(next) = step.next {
                     let at = u64::from(next) * size_of::<Places>() as u64;
                     kernel::prefetch(near.as_bytes(), at, size_of::<Places>());
                 }
                 met.resize(NEAR, 0);
                 let mut count = 0;
-                for &place in near[node as usize].iter().take_while(|&&place| place != NONE) {
+                for &place in near[step.node as usize].iter().take_while(|&&place| place != NONE) {
                     met[count] = place;
                     count += usize::from(visited.insert(place) == Some(true));
                 }
                 met.truncate(count);
                 batch.ids.clear();
                 batch.ids.extend(met.iter().map(slot));
-                batch.score(rows, probe)?;
+                batch.score_below(rows, probe, step.bound)?;
                 batch.ids.clone_from(met);
                 Ok(())
             },

@@ -63,7 +63,8 @@ pub(crate) fn encode(links: &[u32], width: usize) -> Vec<u8> {
     bytes
 }
 
-/// Replaces the batch with the neighbours of a node that the search has not met, and their distances.
+/// Replaces the batch with the neighbours of a node that the search has not met, and their distances, which need
+/// be right only below `bound`.
 #[inline]
 pub(crate) fn expand<S: PageStore>(
     rows: &Rows<S>,
@@ -71,6 +72,7 @@ pub(crate) fn expand<S: PageStore>(
     visited: &mut Visited,
     batch: &mut Batch,
     probe: &Probe,
+    bound: f32,
 ) -> Result<()> {
     let width = rows.array(array)?.stride() / 4;
     batch.ids.resize(width, 0);
@@ -84,5 +86,5 @@ pub(crate) fn expand<S: PageStore>(
         Ok::<usize, Error>(count)
     })??;
     batch.ids.truncate(count);
-    batch.score(rows, probe)
+    batch.score_below(rows, probe, bound)
 }

@@ -57,6 +57,12 @@ impl Pool {
         self.bound
     }
 
+    /// Distances have to be right below it: a search that may be resumed returns to those beyond the bound.
+    #[inline(always)]
+    pub(crate) fn exact_below(&self) -> f32 {
+        if self.resumable { f32::INFINITY } else { self.bound }
+    }
+
     /// Keeps a candidate that did not come below the bound, if the search may be resumed.
     #[inline(always)]
     pub(crate) fn refuse(&mut self, distance: f32, id: u32) {

@@ -11,6 +11,15 @@ use super::links;
 use super::pool::Pool;
 use super::visited::Visited;
 
+/// What is to be expanded next.
+pub(crate) struct Step {
+    pub node: u32,
+    /// The node that will probably come after it.
+    pub next: Option<u32>,
+    /// Distances need be right only below it.
+    pub bound: f32,
+}
+
 /// What a search needs besides the graph; reused from search to search, so that none allocates.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -43,15 +52,16 @@ impl Scratch {
     }
 
     /// Expands candidates until the pool has no more. `expand` replaces the batch with the neighbours, not met
-    /// before, of a node, and their distances; its last argument is the node that will probably come next.
+    /// before, of a node, and their distances.
     pub(crate) fn best_first(
         &mut self,
-        mut expand: impl FnMut(u32, &mut Visited, &mut Batch, &Probe, Option<u32>) -> Result<()>,
+        mut expand: impl FnMut(Step, &mut Visited, &mut Batch, &Probe) -> Result<()>,
         admit: &mut impl FnMut(u32) -> Result<bool>,
     ) -> Result<()> {
         let Scratch { probe, pool, visited, batch, .. } = self;
         while let Some(node) = pool.pop() {
-            expand(node, visited, batch, probe, pool.peek())?;
+            let step = Step { node, next: pool.peek(), bound: pool.exact_below() };
+            expand(step, visited, batch, probe)?;
             self.hops += 1;
             self.scored += batch.ids.len() as u64;
             for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {

@@ -51,15 +51,15 @@ impl<'a> Plain<'a> {
         let row = &self.vectors[self.start as usize * stride..][..stride];
         scratch.pool.insert(self.space.distance(&scratch.probe, row), self.start, true);
         scratch.best_first(
-            |id, visited, batch, probe, next| {
-                if let Some(next) = next {
+            |step, visited, batch, probe| {
+                if let Some(next) = step.next {
                     let links = zerocopy::IntoBytes::as_bytes(&self.links[..]);
                     let record = 4 * self.width;
                     crate::kernel::prefetch(links, (next as usize * record) as u64, record);
                 }
                 batch.ids.resize(self.width, 0);
                 let mut count = 0;
-                for &link in &self.links[id as usize * self.width..][..self.width] {
+                for &link in &self.links[step.node as usize * self.width..][..self.width] {
                     if link == NONE {
                         break;
                     }
@@ -67,7 +67,7 @@ impl<'a> Plain<'a> {
                     count += usize::from(fresh(visited, target(link))?);
                 }
                 batch.ids.truncate(count);
-                match batch.score_plain(self.space, &self.vectors, probe) {
+                match batch.score_plain(self.space, &self.vectors, probe, step.bound) {
                     true => Ok(()),
                     false => Err(Error::corrupt(0, "a link leads out of the array")),
                 }

@@ -57,7 +57,7 @@ pub(super) fn descend<S: PageStore>(
         met.push((nearest, id));
         loop {
             // What was met before is no nearer than the nearest.
-            links::expand(rows, place(rows, id, level)?, visited, batch, probe)?;
+            links::expand(rows, place(rows, id, level)?, visited, batch, probe, f32::INFINITY)?;
             cost.hops += 1;
             cost.distances += batch.ids.len() as u64;
             let scored = batch.distances.iter().copied().zip(batch.ids.iter().copied());
@@ -96,11 +96,12 @@ pub(super) fn best_first<S: PageStore>(
     admit: &mut impl FnMut(u32) -> Result<bool>,
 ) -> Result<()> {
     scratch.best_first(
-        |id, visited, batch, probe, next| {
-            if let (Some(next), 0) = (next, level) {
+        |step, visited, batch, probe| {
+            if let (Some(next), 0) = (step.next, level) {
                 rows.prefetch(LINKS, next);
             }
-            links::expand(rows, place(rows, id, level)?, visited, batch, probe)
+            let list = place(rows, step.node, level)?;
+            links::expand(rows, list, visited, batch, probe, step.bound)
         },
         admit,
     )

@@ -4,6 +4,9 @@
 //! loop is written once, for one row and for four, so that both add up a row in the same order. A row has two
 //! running sums, because a fused multiply-add takes as long as several loads: eight chains keep the machine busy
 //! in a group, and two are the most that sixteen registers hold for four rows.
+//!
+//! Squares only add up. So long rows are taken a chunk at a time, and those whose sum has reached the caller's bound
+//! are not read any further: memory is what long rows wait for.
 
 /// How elements of one type are read into a vector.
 ///
@@ -106,22 +109,27 @@ where
     Shape { count, tail: (!count.is_multiple_of(R::WIDTH)).then(tail) }
 }
 
-/// Sums over `K` rows, not yet totalled over the lanes.
+/// The running sums of `K` rows: two each, of the even and of the odd vectors.
+type Running<V, const K: usize> = [[V; K]; 2];
+
+/// Adds elements `from..to` of `K` rows to their running sums; `to` is the rows' end, or `from` and `to` are multiples
+/// of two vectors.
 ///
 /// # Safety
-/// As for [`Load`]: `query` and all of `rows` are readable for `shape.count` elements.
+/// As for [`Load`]: `query` and all of `rows` are readable for `shape.count` elements, which `to` is at most.
 #[inline(always)]
-unsafe fn sums<Q, R, const L2SQ: bool, const K: usize>(
+unsafe fn run<Q, R, const L2SQ: bool, const K: usize>(
     shape: Shape<Q::Tail, R::Tail>,
     query: *const u8,
     rows: [*const u8; K],
-) -> [R::Vector; K]
+    [mut even, mut odd]: Running<R::Vector, K>,
+    (from, to): (usize, usize),
+) -> Running<R::Vector, K>
 where
     Q: Load<Vector = R::Vector>,
     R: Load,
 {
-    let count = shape.count;
-    // SAFETY: the caller's; every read below ends at or before element `count`.
+    // SAFETY: the caller's; every read below ends at or before element `to`.
     unsafe {
         let step = |sums: &mut [R::Vector; K], q: R::Vector, rs: [R::Vector; K]| {
             for (sum, r) in sums.iter_mut().zip(rs) {
@@ -132,25 +140,37 @@ where
             let q = Q::full(query.add(at * Q::SIZE));
             step(sums, q, rows.map(|row| R::full(row.add(at * R::SIZE))));
         };
-        let mut even = [R::Vector::zero(); K];
-        let mut odd = even;
-        let mut at = 0;
-        while count - at >= 2 * R::WIDTH {
+        let mut at = from;
+        while to - at >= 2 * R::WIDTH {
             full(&mut even, at);
             full(&mut odd, at + R::WIDTH);
             at += 2 * R::WIDTH;
         }
-        if count - at >= R::WIDTH {
+        if to - at >= R::WIDTH {
             full(&mut even, at);
         }
-        if let Some((q_tail, r_tail)) = shape.tail {
-            let q = Q::tail(query.add(count * Q::SIZE), q_tail);
-            step(&mut odd, q, rows.map(|row| R::tail(row.add(count * R::SIZE), r_tail)));
+        if let Some((q_tail, r_tail)) = shape.tail
+            && to == shape.count
+        {
+            let q = Q::tail(query.add(to * Q::SIZE), q_tail);
+            step(&mut odd, q, rows.map(|row| R::tail(row.add(to * R::SIZE), r_tail)));
         }
+    }
+    [even, odd]
+}
+
+/// The sums of four rows.
+///
+/// # Safety
+/// The machine has the instruction set of the vectors.
+#[inline(always)]
+unsafe fn totals<V: Sum>([mut even, odd]: Running<V, 4>, signed: bool) -> [f32; 4] {
+    // SAFETY: the caller's.
+    unsafe {
         for (even, odd) in even.iter_mut().zip(odd) {
             *even = even.add(odd);
         }
-        even
+        V::totals(even, signed)
     }
 }
 
@@ -167,12 +187,16 @@ where
     // SAFETY: the caller's; `row` is readable for all of its elements.
     unsafe {
         let shape = shape::<Q, R>(row.len());
-        let [sum] = sums::<Q, R, L2SQ, 1>(shape, query.as_ptr(), [row.as_ptr()]);
-        R::Vector::totals([sum; 4], R::SIGNED && !L2SQ)[0]
+        let zero = [[R::Vector::zero()]; 2];
+        let whole = (0, shape.count);
+        let [[even], [odd]] =
+            run::<Q, R, L2SQ, 1>(shape, query.as_ptr(), [row.as_ptr()], zero, whole);
+        totals([[even; 4], [odd; 4]], R::SIGNED && !L2SQ)[0]
     }
 }
 
-/// The sums over many rows; false, with nothing read, if one of them is not within `base`.
+/// The sums over many rows; false, with nothing read, if one of them is not within `base`. What is at `bound` or
+/// above may be less than its row's sum, but not less than `bound`.
 ///
 /// # Safety
 /// The machine has the instruction set of `R`, and `query` has as many elements as a row.
@@ -182,6 +206,7 @@ pub(super) unsafe fn rows<Q, R, const L2SQ: bool>(
     row_bytes: usize,
     base: &[u8],
     offsets: &[u64],
+    bound: f32,
     out: &mut [f32],
 ) -> bool
 where
@@ -191,16 +216,24 @@ where
     if !super::within(base, row_bytes, offsets) {
         return false;
     }
+    if L2SQ && row_bytes >= 2 * CHUNK && bound < f32::INFINITY {
+        for (offsets, out) in offsets.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            // SAFETY: the caller's for the query; `within` has seen that each row lies inside `base`.
+            unsafe { by_chunks::<Q, R>(query, row_bytes, base, offsets, bound, out) };
+        }
+        return true;
+    }
     // SAFETY: the caller's.
-    let shape = unsafe { shape::<Q, R>(row_bytes) };
+    let (shape, zero) = unsafe { (shape::<Q, R>(row_bytes), [[R::Vector::zero(); 4]; 2]) };
     let (fours, rest) = offsets.as_chunks::<4>();
     let (out_fours, out_rest) = out.as_chunks_mut::<4>();
     for (four, out) in fours.iter().zip(out_fours) {
         // SAFETY: the caller's for the query; `within` has seen that each row lies inside `base`.
         *out = unsafe {
             let rows = four.map(|offset| base.as_ptr().add(offset as usize));
-            let sums = sums::<Q, R, L2SQ, 4>(shape, query.as_ptr(), rows);
-            R::Vector::totals(sums, R::SIGNED && !L2SQ)
+            let whole = (0, shape.count);
+            let sums = run::<Q, R, L2SQ, 4>(shape, query.as_ptr(), rows, zero, whole);
+            totals(sums, R::SIGNED && !L2SQ)
         };
     }
     for (&offset, out) in rest.iter().zip(out_rest) {
@@ -209,6 +242,64 @@ where
         *out = unsafe { one::<Q, R, L2SQ>(query, row) };
     }
     true
+}
+
+/// Bytes of a row that are read before its sum is looked at: a multiple of two vectors.
+pub(super) const CHUNK: usize = 1024;
+
+/// Rows that are taken side by side.
+const BLOCK: usize = 64;
+
+/// Sums of squares over rows, a chunk of each at a time, until they reach `bound`.
+///
+/// # Safety
+/// The machine has the instruction set of `R`, `query` has as many elements as a row, and there is a row within
+/// `base` at each of `offsets`, which are [`BLOCK`] at most.
+#[inline(always)]
+unsafe fn by_chunks<Q, R>(
+    query: &[u8],
+    row_bytes: usize,
+    base: &[u8],
+    offsets: &[u64],
+    bound: f32,
+    out: &mut [f32],
+) where
+    Q: Load<Vector = R::Vector>,
+    R: Load,
+{
+    const { assert!(CHUNK.is_multiple_of(2 * R::WIDTH * R::SIZE)) };
+    // SAFETY: the caller's.
+    let (shape, zero) = unsafe { (shape::<Q, R>(row_bytes), R::Vector::zero()) };
+    let mut running = [[zero; 2]; BLOCK];
+    let mut below: [usize; BLOCK] = std::array::from_fn(|row| row);
+    let (mut left, mut at) = (offsets.len(), 0);
+    while left > 0 && at < shape.count {
+        // The last chunk is the longest, so that no chunk is a few elements only.
+        let rest = shape.count - at;
+        let end = if rest * R::SIZE < 2 * CHUNK { shape.count } else { at + CHUNK / R::SIZE };
+        let mut kept = 0;
+        for first in (0..left).step_by(4) {
+            // The last group is made up with its last row, once more.
+            let four: [usize; 4] = std::array::from_fn(|i| below[(first + i).min(left - 1)]);
+            // SAFETY: the caller's.
+            let (sums, totals) = unsafe {
+                let rows = four.map(|row| base.as_ptr().add(offsets[row] as usize));
+                let sums = [0, 1].map(|half| four.map(|row| running[row][half]));
+                let sums = run::<Q, R, true, 4>(shape, query.as_ptr(), rows, sums, (at, end));
+                (sums, totals(sums, false))
+            };
+            for (i, row) in (0..4.min(left - first)).zip(four) {
+                running[row] = [sums[0][i], sums[1][i]];
+                out[row] = totals[i];
+                if totals[i] < bound {
+                    below[kept] = row;
+                    kept += 1;
+                    super::prefetch(base, offsets[row] + (end * R::SIZE) as u64, CHUNK);
+                }
+            }
+        }
+        (left, at) = (kept, end);
+    }
 }
 
 /// Gives an instruction set's module its `functions`, from its `Load` types `F32`, `F16`, `I8` and `U8`.
@@ -238,10 +329,11 @@ macro_rules! functions {
             row_bytes: usize,
             base: &[u8],
             offsets: &[u64],
+            bound: f32,
             out: &mut [f32],
         ) -> bool {
             // SAFETY: the caller's; the instruction set is this function's own.
-            unsafe { lanes::rows::<Q, R, L2SQ>(query, row_bytes, base, offsets, out) }
+            unsafe { lanes::rows::<Q, R, L2SQ>(query, row_bytes, base, offsets, bound, out) }
         }
 
         #[target_feature(enable = $features)]

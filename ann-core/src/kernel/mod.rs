@@ -56,13 +56,13 @@ pub enum Op {
 /// Safety of both calls: the machine has the instruction set, and the query has as many elements as a row.
 #[derive(Clone, Copy)]
 struct Functions {
-    /// `rows(query, row_bytes, base, offsets, out)`: false, with nothing read, if a row is not within `base`.
+    /// `rows(query, row_bytes, base, offsets, bound, out)`: false, with nothing read, if a row is not within `base`.
     rows: Rows,
     /// `one(query, row)`.
     one: One,
 }
 
-type Rows = unsafe fn(&[u8], usize, &[u8], &[u64], &mut [f32]) -> bool;
+type Rows = unsafe fn(&[u8], usize, &[u8], &[u64], f32, &mut [f32]) -> bool;
 type One = unsafe fn(&[u8], &[u8]) -> f32;
 
 /// One operation on one element type at one dimension, by one instruction set.
@@ -141,16 +141,26 @@ impl Kernel {
 
     /// Scores many rows: `out[i]` becomes the sum over the query and the row at `base[offsets[i]..]`.
     ///
+    /// A sum of squares that reaches `bound` may be given up: its row then gets what has come together so far, which
+    /// is `bound` or more. With infinity every sum is whole.
+    ///
     /// Offsets need no alignment. Returns false, before any row is read, if one of them does not lie within `base`.
     ///
     /// # Panics
     /// If `out` is not as long as `offsets`, or `query` was not prepared by a kernel of this type and dimension.
     #[must_use]
-    pub fn rows(&self, query: &Query, base: &[u8], offsets: &[u64], out: &mut [f32]) -> bool {
+    pub fn rows(
+        &self,
+        query: &Query,
+        base: &[u8],
+        offsets: &[u64],
+        bound: f32,
+        out: &mut [f32],
+    ) -> bool {
         assert_eq!(offsets.len(), out.len(), "one result for each offset");
         let query = query.elements(self.dtype, self.dim);
         // SAFETY: `with_isa` checked the instruction set; `query` holds `dim` elements.
-        unsafe { (self.functions.rows)(query, self.row_bytes(), base, offsets, out) }
+        unsafe { (self.functions.rows)(query, self.row_bytes(), base, offsets, bound, out) }
     }
 
     /// Scores one row, with the same result as [`rows`](Kernel::rows). Bytes past the row's end are ignored.
@@ -206,6 +216,7 @@ fn each<S: Single + ?Sized>(
     row_bytes: usize,
     base: &[u8],
     offsets: &[u64],
+    _: f32,
     out: &mut [f32],
 ) -> bool {
     if !within(base, row_bytes, offsets) {

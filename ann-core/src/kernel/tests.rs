@@ -117,7 +117,7 @@ fn check(dtype: DType, op: Op, dim: usize, seed: u64) {
         }
         for count in 0..=offsets.len() {
             let mut out = vec![f32::NAN; count];
-            assert!(kernel.rows(&query, &base, &offsets[..count], &mut out));
+            assert!(kernel.rows(&query, &base, &offsets[..count], f32::INFINITY, &mut out));
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&out), bits(&singles[..count]), "{kernel:?} in groups");
         }
@@ -161,6 +161,26 @@ proptest! {
     }
 
     #[test]
+    fn sums_below_the_bound_are_whole(dim in 1usize..=3000, count in 0usize..=150, at in 0usize..150, seed: u64) {
+        for (dtype, op) in DTYPES.into_iter().flat_map(|dtype| OPS.map(|op| (dtype, op))) {
+            let random = &mut Random(seed);
+            let (base, offsets) = unaligned_rows(random, dtype, dim, count);
+            let row = random.elements(dtype, dim);
+            for kernel in kernels(dtype, op, dim) {
+                let query = prepared(&kernel, &row);
+                let (mut whole, mut out) = (vec![f32::NAN; count], vec![f32::NAN; count]);
+                prop_assert!(kernel.rows(&query, &base, &offsets, f32::INFINITY, &mut whole));
+                let bound = whole.get(at).copied().unwrap_or(1.0);
+                prop_assert!(kernel.rows(&query, &base, &offsets, bound, &mut out));
+                for (&whole, &got) in whole.iter().zip(&out) {
+                    let given_up = op == Op::L2sq && (bound..=whole).contains(&got);
+                    prop_assert!(got.to_bits() == whole.to_bits() || given_up, "{kernel:?}: {got} for {whole}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn rows_outside_are_refused(
         dim in 1usize..=100,
         good in 0usize..=12,
@@ -173,13 +193,13 @@ proptest! {
             let last = kernel.row_bytes() as u64;
             let mut offsets = vec![last; good];
             let mut out = vec![f32::NAN; good];
-            prop_assert!(kernel.rows(&query, &base, &offsets, &mut out));
+            prop_assert!(kernel.rows(&query, &base, &offsets, f32::INFINITY, &mut out));
             prop_assert!(out.iter().all(|&sum| sum == 0.0));
 
             offsets.insert(place.min(good), bad.max(last + 1 + bad % 4));
             out.push(f32::NAN);
-            prop_assert!(!kernel.rows(&query, &base, &offsets, &mut out));
-            prop_assert!(!kernel.rows(&query, &base[..dim], &offsets, &mut out));
+            prop_assert!(!kernel.rows(&query, &base, &offsets, f32::INFINITY, &mut out));
+            prop_assert!(!kernel.rows(&query, &base[..dim], &offsets, f32::INFINITY, &mut out));
         }
     }
 }
@@ -208,7 +228,7 @@ fn the_largest_bytes_do_not_overflow() {
                     let (a, b) = (vec![a; MAX_DIM], vec![b; MAX_DIM]);
                     let query = prepared(&kernel, &a);
                     let mut out = [f32::NAN; 5];
-                    assert!(kernel.rows(&query, &b, &[0; 5], &mut out));
+                    assert!(kernel.rows(&query, &b, &[0; 5], f32::INFINITY, &mut out));
                     for got in out {
                         assert_close(&kernel, got, exact(dtype, op, &a, &b), "extreme bytes");
                     }

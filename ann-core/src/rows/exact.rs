@@ -21,8 +21,19 @@ impl Batch {
     /// Scores `self.ids`.
     #[inline]
     pub(crate) fn score<S: PageStore>(&mut self, rows: &Rows<S>, probe: &Probe) -> Result<()> {
+        self.score_below(rows, probe, f32::INFINITY)
+    }
+
+    /// Scores `self.ids`. Distances that come out at `bound` or above are so, but need not be right.
+    #[inline]
+    pub(crate) fn score_below<S: PageStore>(
+        &mut self,
+        rows: &Rows<S>,
+        probe: &Probe,
+        bound: f32,
+    ) -> Result<()> {
         let Batch { ids, distances, offsets } = self;
-        rows.space.score(&rows.store, rows.array(VECTORS)?, probe, ids, offsets, distances)
+        rows.space.score(&rows.store, rows.array(VECTORS)?, probe, ids, bound, offsets, distances)
     }
 
     /// Makes `id` all that the batch holds, and scores it.
@@ -37,15 +48,21 @@ impl Batch {
         self.score(rows, probe)
     }
 
-    /// Scores `self.ids` in a plain array of rows; false if one lies outside.
-    pub(crate) fn score_plain(&mut self, space: &Space, vectors: &[u8], probe: &Probe) -> bool {
+    /// As [`Batch::score_below`], in a plain array of rows; false if one lies outside.
+    pub(crate) fn score_plain(
+        &mut self,
+        space: &Space,
+        vectors: &[u8],
+        probe: &Probe,
+        bound: f32,
+    ) -> bool {
         let Batch { ids, distances, offsets } = self;
         distances.clear();
         distances.resize(ids.len(), 0.0);
         offsets.clear();
         let stride = space.stride() as u64;
         offsets.extend(ids.iter().map(|&id| u64::from(id) * stride));
-        space.distances(probe, vectors, offsets, distances)
+        space.distances(probe, vectors, offsets, bound, distances)
     }
 }
 
@@ -67,7 +84,7 @@ pub(crate) fn nearest<S: PageStore>(
         if batch.ids.is_empty() {
             break;
         }
-        batch.score(rows, probe)?;
+        batch.score_below(rows, probe, bound.next_up())?;
         let scored = batch.distances.iter().copied().zip(batch.ids.iter().copied());
         found.extend(scored.filter(|&(distance, _)| distance <= bound));
         // Keeping up to twice as many as asked for makes the selection cost O(1) a slot.

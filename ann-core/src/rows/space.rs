@@ -200,19 +200,21 @@ impl Space {
         self.finish(probe.finish, raw, || self.tail_of(row, 0))
     }
 
-    /// Distances to rows at byte offsets of `bytes`; false if one of them lies outside.
+    /// Distances to rows at byte offsets of `bytes`; false if one of them lies outside. What comes out at `bound` or
+    /// above is at least `bound` away, but perhaps more than it says.
     #[inline]
     pub(crate) fn distances(
         &self,
         probe: &Probe,
         bytes: &[u8],
         offsets: &[u64],
+        bound: f32,
         out: &mut [f32],
     ) -> bool {
         for &offset in offsets {
             kernel::prefetch(bytes, offset, self.stride.min(PREFETCH));
         }
-        if !self.kernel.rows(&probe.query, bytes, offsets, out) {
+        if !self.kernel.rows(&probe.query, bytes, offsets, bound, out) {
             return false;
         }
         if !matches!(probe.finish, Finish::Raw) {
@@ -223,15 +225,17 @@ impl Space {
         true
     }
 
-    /// Distances from the probe to the rows of `ids`, which must all be below the array's capacity.
-    /// `offsets` is scratch; `out` is replaced.
+    /// Distances from the probe to the rows of `ids`, which must all be below the array's capacity; `bound` as for
+    /// [`Space::distances`]. `offsets` is scratch; `out` is replaced.
     #[inline]
+    #[expect(clippy::too_many_arguments, reason = "the parts of one batch")]
     pub(crate) fn score<S: PageStore>(
         &self,
         store: &S,
         vectors: &Array,
         probe: &Probe,
         ids: &[u32],
+        bound: f32,
         offsets: &mut Vec<u64>,
         out: &mut Vec<f32>,
     ) -> Result<()> {
@@ -239,7 +243,7 @@ impl Space {
         out.resize(ids.len(), 0.0);
         if let (Some(bytes), 1) = (store.contiguous(), vectors.span()) {
             vectors.offsets(ids, offsets);
-            if !self.distances(probe, bytes, offsets, out) {
+            if !self.distances(probe, bytes, offsets, bound, out) {
                 return Err(Error::corrupt(0, "the vector array ends outside the store"));
             }
             return Ok(());
@@ -285,7 +289,7 @@ impl Space {
 const SHORT: f32 = 1e9;
 
 /// How much of a row is prefetched; the hardware follows a longer one by itself.
-const PREFETCH: usize = 512;
+const PREFETCH: usize = 1024;
 
 fn float_at(bytes: &[u8], at: usize) -> f32 {
     match bytes.get(at..at + 4) {
