@@ -39,8 +39,9 @@ pub use element::{DType, Element, MAX_DIM};
 pub use error::{Error, Result};
 pub use flat::{Flat, FlatBuilder};
 #[doc(hidden)]
-pub use hnsw::plain;
-pub use hnsw::{Hnsw, HnswBuilder, Insertion};
+pub use graph::plain;
+pub use graph::{Graph, Insertion, Topology};
+pub use hnsw::{Hierarchy, Hnsw, HnswBuilder};
 pub use index::{AddOptions, Cost, Cursor, DEFAULT_EF, Filter, Hit, Index, MAX_EF, Search, Stats};
 pub use kernel::Isa;
 pub use metric::Metric;

@@ -1,10 +1,25 @@
-//! What graph indexes share: link lists, candidate pool, search loop, pruning, insertion in batches, repair.
+//! Graph indexes: link lists, candidate pool, search loop, pruning, insertion in batches, repair; and the index that
+//! is made of them.
 
+mod apply;
 pub(crate) mod bulk;
+mod index;
+mod insert;
 pub(crate) mod leaves;
 pub(crate) mod links;
+mod load;
+#[doc(hidden)]
+pub mod plain;
+mod plan;
 pub(crate) mod pool;
 pub(crate) mod prune;
+mod query;
+mod repair;
 pub(crate) mod search;
 pub(crate) mod tree;
+mod verify;
 pub(crate) mod visited;
+
+pub use index::{Graph, Topology};
+pub(crate) use index::{Shape, Shaped};
+pub use insert::Insertion;

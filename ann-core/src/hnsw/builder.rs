@@ -1,7 +1,5 @@
 //! The parameters of an HNSW index, checked at the door.
 
-use std::sync::Mutex;
-
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::kernel::Isa;
@@ -95,7 +93,7 @@ impl HnswBuilder {
             meta.ef_construction = (self.ef_construction.max(self.m) as u32).into();
             meta.seed = self.seed.into();
         })?;
-        Ok(Hnsw { rows, scratches: Mutex::default() })
+        Hnsw::from_rows(rows)
     }
 
     fn space(&self) -> Result<Space> {

@@ -7,10 +7,10 @@ use crate::graph::links::{self, TREE, target};
 use crate::page::PageStore;
 use crate::rows::{LINKS, Matcher, Node, State};
 
-use super::Hnsw;
-use super::search::{entry, place};
+use super::query::{entry, place};
+use super::{Graph, Topology};
 
-impl<S: PageStore> Hnsw<S> {
+impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Links name nodes of the graph, once each, at levels that those have; marked edges stand at both ends and
     /// connect everything that a search can return.
     pub(super) fn verify_graph(&self) -> Result<()> {

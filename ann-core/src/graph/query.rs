@@ -7,7 +7,7 @@ use crate::index::{Cost, Hit};
 use crate::page::PageStore;
 use crate::rows::{LINKS, Matcher, NONE, Rows, UPPER};
 
-use super::Hnsw;
+use super::{Graph, Topology};
 
 /// The array and record that hold a node's links at a level.
 pub(super) fn place<S: PageStore>(rows: &Rows<S>, id: u32, level: u8) -> Result<(usize, u32)> {
@@ -107,7 +107,7 @@ pub(super) fn best_first<S: PageStore>(
     )
 }
 
-impl<S: PageStore> Hnsw<S> {
+impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Searches the bottom level for the scratch's probe; the pool holds what was found.
     pub(super) fn search_pool(
         &self,

@@ -21,8 +21,8 @@ use crate::graph::tree;
 use crate::page::PageStore;
 use crate::rows::{Change, LINKS, NODES, NONE, State};
 
-use super::Hnsw;
-use super::search::place;
+use super::query::place;
+use super::{Graph, Topology};
 
 /// Lists that are computed before any of them is written.
 const BLOCK: u32 = 1 << 14;
@@ -34,7 +34,7 @@ struct Mended {
     list: Vec<u32>,
 }
 
-impl<S: PageStore> Hnsw<S> {
+impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Whether so many vectors are tombstones that searches and space suffer.
     pub(super) fn sweep_is_due(&self) -> bool {
         let (dead, live) = (self.rows.meta.tombstones.get(), self.rows.meta.live.get());

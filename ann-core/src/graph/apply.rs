@@ -10,11 +10,11 @@ use crate::graph::tree;
 use crate::page::PageStore;
 use crate::rows::{Change, LINKS, NODES, NONE, Node, State, slice};
 
-use super::Hnsw;
 use super::insert::Staged;
 use super::plan::{Merge, merge};
+use super::{Graph, Topology};
 
-impl<S: PageStore> Hnsw<S> {
+impl<S: PageStore, K: Topology> Graph<S, K> {
     /// If a key's vector is already the one in a row: the graph node on whose chain it is.
     pub(super) fn unchanged<T: Element>(
         &self,
@@ -117,7 +117,10 @@ impl<S: PageStore> Hnsw<S> {
 
 /// Gives a node the list that was planned for it. If its marked links are not what the plan has seen, the list is
 /// computed anew from what is there.
-pub(super) fn apply_merge<S: PageStore>(index: &mut Hnsw<S>, plan: &Merge) -> Result<()> {
+pub(super) fn apply_merge<S: PageStore, K: Topology>(
+    index: &mut Graph<S, K>,
+    plan: &Merge,
+) -> Result<()> {
     let width = index.width(u8::from(plan.array != LINKS));
     loop {
         let mut now = Vec::new();

@@ -19,8 +19,8 @@ use crate::page::PageStore;
 use crate::rows::NONE;
 use crate::seed::mix;
 
-use super::Hnsw;
 use super::insert::Staged;
+use super::{Graph, Topology};
 
 /// Rows from which on an empty index is loaded rather than added to.
 pub(super) const LOAD_ROWS: usize = 256;
@@ -67,9 +67,9 @@ impl<'a, T: Element> Load<'a, T> {
     }
 
     /// One step of planning a batch that is all the rows; the lists once they are made.
-    pub(super) fn plan<S: PageStore>(
+    pub(super) fn plan<S: PageStore, K: Topology>(
         &mut self,
-        index: &Hnsw<S>,
+        index: &Graph<S, K>,
         batch: &[Staged],
         pool: &ThreadPool,
     ) -> Result<Option<Lists>> {
@@ -94,9 +94,9 @@ impl<'a, T: Element> Load<'a, T> {
     }
 
     /// The next level, if there is one.
-    fn begin<S: PageStore>(
+    fn begin<S: PageStore, K: Topology>(
         &mut self,
-        index: &Hnsw<S>,
+        index: &Graph<S, K>,
         batch: &[Staged],
         pool: &ThreadPool,
     ) -> Option<Level> {
@@ -113,7 +113,7 @@ impl<'a, T: Element> Load<'a, T> {
         let end = batch.iter().map(|staged| staged.row as usize + 1).max().unwrap_or(0);
         let mut slots = vec![NONE; end];
         batch.iter().for_each(|staged| slots[staged.row as usize] = staged.id);
-        let ef = index.ef_construction();
+        let ef = index.shape.pool;
         Some(Level::new(cut, &slots, index.width(self.done), ef))
     }
 }

@@ -31,10 +31,10 @@ use crate::rows::{
 use crate::seed::mix;
 use crate::threads;
 
-use super::Hnsw;
 use super::apply::apply_merge;
 use super::load::{LOAD_ROWS, Lists, Load};
 use super::plan::{Merge, Planned, Route, plan_merges, plan_node, plan_routes};
+use super::{Graph, Topology};
 
 /// A batch is at most this part of the graph.
 const BATCH_SHARE: usize = 50;
@@ -48,7 +48,7 @@ const STAGE_BYTES: usize = 1 << 20;
 /// Records that one writing step changes.
 const APPLY_RECORDS: usize = 1024;
 
-/// Rows on their way into an [`Hnsw`] index, for callers that share the index under a lock: until
+/// Rows on their way into a graph index, for callers that share the index under a lock: until
 /// [`Insertion::is_done`], take the step that [`Insertion::needs_write`] names. The index must not be changed by
 /// others in between; it can be searched. [`crate::Index::add`] does the same with an index of one's own.
 pub struct Insertion<'a, T> {
@@ -108,8 +108,8 @@ impl<'a, T: Element> Insertion<'a, T> {
     ///
     /// # Errors
     /// As [`crate::Index::add`] and [`crate::Index::update`].
-    pub fn new<S: PageStore>(
-        index: &Hnsw<S>,
+    pub fn new<S: PageStore, K: Topology>(
+        index: &Graph<S, K>,
         vectors: ArrayView2<'a, T>,
         keys: Option<&[u64]>,
         replace: bool,
@@ -224,7 +224,7 @@ impl<'a, T: Element> Insertion<'a, T> {
     /// # Errors
     /// Those of the store, and [`crate::Error::Changed`] if somebody else changed the index: it is valid, and holds the
     /// rows done so far.
-    pub fn plan_step<S: PageStore>(&mut self, index: &Hnsw<S>) -> Result<()> {
+    pub fn plan_step<S: PageStore, K: Topology>(&mut self, index: &Graph<S, K>) -> Result<()> {
         index.rows.check_mark(&self.mark)?;
         let Insertion { pool, batch, routes, planned, ranks, load, .. } = self;
         if let Some(load) = load {
@@ -272,14 +272,14 @@ impl<'a, T: Element> Insertion<'a, T> {
     /// # Errors
     /// Those of the store, and [`crate::Error::Changed`] if somebody else changed the index: it is valid, and holds the
     /// rows done so far.
-    pub fn write_step<S: PageStore>(&mut self, index: &mut Hnsw<S>) -> Result<()> {
+    pub fn write_step<S: PageStore, K: Topology>(&mut self, index: &mut Graph<S, K>) -> Result<()> {
         index.rows.check_mark(&self.mark)?;
         let result = self.write(index);
         self.mark = index.rows.mark();
         result
     }
 
-    fn write<S: PageStore>(&mut self, index: &mut Hnsw<S>) -> Result<()> {
+    fn write<S: PageStore, K: Topology>(&mut self, index: &mut Graph<S, K>) -> Result<()> {
         if self.batch.is_empty() {
             if self.next < self.order.len() {
                 return self.begin_batch(index);
@@ -323,7 +323,7 @@ impl<'a, T: Element> Insertion<'a, T> {
     }
 
     /// Takes slots for the next batch.
-    fn begin_batch<S: PageStore>(&mut self, index: &mut Hnsw<S>) -> Result<()> {
+    fn begin_batch<S: PageStore, K: Topology>(&mut self, index: &mut Graph<S, K>) -> Result<()> {
         let rows = &mut index.rows;
         let present = rows.len() + rows.meta.tombstones.get() as usize;
         let usual = (present / BATCH_SHARE).clamp(1, MAX_BATCH);
@@ -360,7 +360,7 @@ impl<'a, T: Element> Insertion<'a, T> {
         Ok(())
     }
 
-    fn stage<S: PageStore>(&mut self, index: &mut Hnsw<S>) -> Result<()> {
+    fn stage<S: PageStore, K: Topology>(&mut self, index: &mut Graph<S, K>) -> Result<()> {
         let mut row = Vec::new();
         let mut bytes = 0;
         while self.staged < self.batch.len() && bytes < STAGE_BYTES {
@@ -375,7 +375,11 @@ impl<'a, T: Element> Insertion<'a, T> {
     }
 
     /// Makes one row of the batch visible.
-    fn bear<S: PageStore>(&mut self, index: &mut Hnsw<S>, at: usize) -> Result<()> {
+    fn bear<S: PageStore, K: Topology>(
+        &mut self,
+        index: &mut Graph<S, K>,
+        at: usize,
+    ) -> Result<()> {
         let staged = &self.batch[at];
         let key = self.keys[staged.row as usize];
         let old = if self.replace { index.rows.id_of(key)? } else { None };
@@ -406,7 +410,7 @@ impl<'a, T: Element> Insertion<'a, T> {
     }
 
     /// Adds rows that are equal to earlier ones.
-    fn add_repeats<S: PageStore>(&mut self, index: &mut Hnsw<S>) -> Result<()> {
+    fn add_repeats<S: PageStore, K: Topology>(&mut self, index: &mut Graph<S, K>) -> Result<()> {
         let mut row = Vec::new();
         for _ in 0..APPLY_RECORDS {
             let Some((repeat, first)) = self.repeats.pop() else {
@@ -439,8 +443,8 @@ impl<'a, T: Element> Insertion<'a, T> {
 }
 
 /// Gives a loaded node the links to those that were born after it.
-fn complete<S: PageStore>(
-    index: &mut Hnsw<S>,
+fn complete<S: PageStore, K: Topology>(
+    index: &mut Graph<S, K>,
     lists: &Lists,
     staged: &Staged,
     at: usize,

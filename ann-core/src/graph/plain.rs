@@ -7,8 +7,8 @@ use crate::graph::search::Scratch;
 use crate::page::PageStore;
 use crate::rows::{LINKS, NONE, Space};
 
-use super::Hnsw;
-use super::search::{entry, search_level};
+use super::query::{entry, search_level};
+use super::{Graph, Topology};
 
 /// A copy of an index's bottom level in two plain arrays.
 pub struct Plain<'a> {
@@ -24,7 +24,7 @@ impl<'a> Plain<'a> {
     ///
     /// # Errors
     /// [`Error::Corrupt`].
-    pub fn new<S: PageStore>(index: &'a Hnsw<S>) -> Result<Plain<'a>> {
+    pub fn new<S: PageStore, K: Topology>(index: &'a Graph<S, K>) -> Result<Plain<'a>> {
         let (mut vectors, mut links, mut row) = (Vec::new(), Vec::new(), Vec::new());
         for id in 0..index.rows.slots() {
             index.rows.row(id, &mut row)?;
@@ -82,7 +82,7 @@ impl<'a> Plain<'a> {
 #[derive(Default)]
 pub struct Work(Scratch);
 
-impl<S: PageStore> Hnsw<S> {
+impl<S: PageStore, K: Topology> Graph<S, K> {
     /// What [`Plain::search`] does, on the index's pages.
     #[doc(hidden)]
     pub fn search_bottom<T: Element>(

@@ -11,9 +11,9 @@ use crate::index::Cost;
 use crate::page::PageStore;
 use crate::rows::{LINKS, Matcher, NONE, Rows, VECTORS};
 
-use super::Hnsw;
 use super::insert::Staged;
-use super::search::{descend, entry, place, search_level};
+use super::query::{descend, entry, place, search_level};
+use super::{Graph, Topology};
 
 /// The way down the hierarchy to a row of the batch: the nodes at levels 4 to 1, and the row's place in the batch.
 /// Rows with neighbouring routes are near one another, and planned one after the other they find most of what they
@@ -56,7 +56,10 @@ pub(super) struct Merge {
 }
 
 /// The routes to the rows of a batch, sorted.
-pub(super) fn plan_routes<S: PageStore>(index: &Hnsw<S>, batch: &[Staged]) -> Result<Vec<Route>> {
+pub(super) fn plan_routes<S: PageStore, K: Topology>(
+    index: &Graph<S, K>,
+    batch: &[Staged],
+) -> Result<Vec<Route>> {
     let rows = &index.rows;
     let entry = entry(rows)?;
     let routes: Result<Vec<Route>> = (0..batch.len() as u32)
@@ -84,8 +87,8 @@ pub(super) fn plan_routes<S: PageStore>(index: &Hnsw<S>, batch: &[Staged]) -> Re
 }
 
 /// Finds the neighbours of a staged row at each of its levels.
-pub(super) fn plan_node<S: PageStore>(
-    index: &Hnsw<S>,
+pub(super) fn plan_node<S: PageStore, K: Topology>(
+    index: &Graph<S, K>,
     staged: &Staged,
     route: &Route,
     scratch: &mut Scratch,
@@ -106,7 +109,7 @@ pub(super) fn plan_node<S: PageStore>(
         let start = if top > staged.level { route.nodes[3] } else { start };
         scratch.batch.score_only(rows, &scratch.probe, start)?;
     }
-    let ef = rows.meta.ef_construction.get() as usize;
+    let ef = index.shape.pool;
     for level in (0..=top.min(staged.level)).rev() {
         scratch.pool.reset(ef, f32::NEG_INFINITY, false);
         if rows.meta.tombstones.get() == 0 {
@@ -161,7 +164,7 @@ fn equal_to<S: PageStore>(
 }
 
 /// The distance between two stored rows, as graphs measure it.
-fn distance_between<S: PageStore>(index: &Hnsw<S>, a: u32, b: u32) -> Result<f32> {
+fn distance_between<S: PageStore, K: Topology>(index: &Graph<S, K>, a: u32, b: u32) -> Result<f32> {
     let rows = &index.rows;
     let mut scratch = Scratch::default();
     rows.row_probe(a, &mut scratch.row, &mut scratch.probe)?;
@@ -169,8 +172,8 @@ fn distance_between<S: PageStore>(index: &Hnsw<S>, a: u32, b: u32) -> Result<f32
 }
 
 /// A node's list with edges to `sources` (sorted) added, pruned if they are too many.
-pub(super) fn merge<S: PageStore>(
-    index: &Hnsw<S>,
+pub(super) fn merge<S: PageStore, K: Topology>(
+    index: &Graph<S, K>,
     node: u32,
     array: usize,
     old: &[u32],
@@ -203,8 +206,8 @@ pub(super) fn merge<S: PageStore>(
 }
 
 /// Chooses parents, then groups the edges back to the new nodes and computes the lists that they change.
-pub(super) fn plan_merges<S: PageStore>(
-    index: &Hnsw<S>,
+pub(super) fn plan_merges<S: PageStore, K: Topology>(
+    index: &Graph<S, K>,
     batch: &[Staged],
     ranks: &[u32],
     planned: &mut [Planned],
