@@ -1,0 +1,5 @@
+//! Codes: vectors in a few bits a coordinate, and estimates from them. Nothing here knows about pages or graphs.
+
+pub mod rotation;
+
+pub use rotation::Rotation;
