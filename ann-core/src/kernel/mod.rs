@@ -9,6 +9,7 @@
 
 use crate::element::{DType, MAX_DIM};
 
+pub mod fastscan;
 pub mod hadamard;
 mod lanes;
 mod query;
