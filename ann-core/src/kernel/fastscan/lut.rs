@@ -34,15 +34,17 @@ impl Lut {
         let dim = query.len();
         assert!(dim.is_multiple_of(8) && dim <= MAX_DIM, "tables of {dim} coordinates");
         let (fours, _) = query.as_chunks::<4>();
-        let (mut sum, mut minima, mut range) = (0.0, 0.0, 0f64);
-        for four in fours {
-            let four = four.map(f64::from);
-            let below: f64 = four.iter().map(|x| x.min(0.0)).sum();
-            let above: f64 = four.iter().map(|x| x.max(0.0)).sum();
-            sum += below + above;
-            minima += below;
-            range = range.max(above - below);
+        let (mut minima, mut maxima, mut range) = (0.0, 0.0, 0f32);
+        for &four in fours {
+            let [a, b, c, d] = four.map(|x| positive(-x));
+            let below = -((a + b) + (c + d));
+            let [a, b, c, d] = four.map(positive);
+            let above = (a + b) + (c + d);
+            minima += f64::from(below);
+            maxima += f64::from(above);
+            range = if range < above - below { above - below } else { range };
         }
+        let (sum, range) = (minima + maxima, f64::from(range));
         let mut scale = (255.0 / range) as f32;
         if scale.is_finite() {
             self.delta = (range / 255.0) as f32;
@@ -91,13 +93,28 @@ impl Lut {
     }
 }
 
+/// The larger of a number and zero; zero if it is none. (For `f32::max` there is no single instruction.)
+#[inline(always)]
+fn positive(x: f32) -> f32 {
+    if x > 0.0 { x } else { 0.0 }
+}
+
 /// A table of four scaled coordinates. A set bit adds a positive coordinate, a clear one leaves a negative one out,
 /// which is as much above the smallest sum.
 fn entries(four: [f32; 4]) -> [u8; SUB] {
     // From here on, floats are whole numbers: adding it rounds, and leaves the number in the low bits.
     const WHOLE: f32 = (1u32 << 23) as f32;
-    let [a, b, c, d] = four.map(|x| [(-x).max(0.0), x.max(0.0)]);
+    let [a, b, c, d] = four.map(|x| [positive(-x), positive(x)]);
     let pairs = |a: [f32; 2], b: [f32; 2]| [a[0] + b[0], a[1] + b[0], a[0] + b[1], a[1] + b[1]];
     let (low, high) = (pairs(a, b), pairs(c, d));
-    std::array::from_fn(|n| (low[n % 4] + high[n / 4] + WHOLE).to_bits() as u8)
+    // Four entries a word: single bytes would be stored one by one.
+    let word = |high: f32| {
+        let bytes = low.map(|low| (low + high + WHOLE).to_bits() & 0xff);
+        (bytes[0] | bytes[1] << 8 | bytes[2] << 16 | bytes[3] << 24).to_le_bytes()
+    };
+    let mut table = [0; SUB];
+    for (entries, high) in table.as_chunks_mut().0.iter_mut().zip(high) {
+        *entries = word(high);
+    }
+    table
 }
