@@ -20,6 +20,8 @@
 //! An index lives in a [`PageStore`]: in memory ([`MemStore`]), in a file ([`MmapStore`]), or in a store of your
 //! own. [`Index`] is what all indexes can do; [`Hnsw`] and [`Flat`] are the indexes.
 
+#[doc(hidden)]
+pub mod code;
 mod element;
 mod error;
 mod flat;

@@ -9,6 +9,8 @@
 
 use crate::element::{DType, MAX_DIM};
 
+pub mod fastscan;
+pub mod hadamard;
 mod lanes;
 mod query;
 mod scalar;

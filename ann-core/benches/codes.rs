@@ -1,0 +1,60 @@
+//! Time to rotate a vector, to encode it, to make a query's tables, and to score a block of 32 codes in cache by every
+//! instruction set.
+
+use std::hint::black_box;
+
+use ann_core::code::{Rotation, rabitq};
+use ann_core::kernel::fastscan::{Block, FastScan, Lut, plane_bytes};
+use ann_core::kernel::{Isa, Op};
+use criterion::{Criterion, criterion_group, criterion_main};
+
+const DIMS: [usize; 5] = [100, 128, 384, 784, 1536];
+const BITS: [u8; 4] = [1, 2, 4, 8];
+const ISAS: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar];
+
+fn codes(c: &mut Criterion) {
+    for dim in DIMS {
+        let mut group = c.benchmark_group(format!("codes {dim}"));
+        let rotation = Rotation::new(dim, 1);
+        let vector: Vec<f32> = (0..dim).map(|i| (i as f32).sin()).collect();
+        let mut rotated = Vec::new();
+        group.bench_function("rotate", |b| {
+            b.iter(|| rotation.apply(black_box(&vector), black_box(&mut rotated)));
+        });
+
+        let padded = rotation.padded();
+        let mut codes = vec![0; padded];
+        for bits in BITS {
+            group.bench_function(format!("encode {bits}"), |b| {
+                b.iter(|| {
+                    rabitq::encode(Op::L2sq, bits, black_box(&rotated), Some(&rotated), &mut codes)
+                });
+            });
+        }
+
+        let mut lut = Lut::default();
+        group.bench_function("tables", |b| b.iter(|| lut.fill(black_box(&rotated))));
+
+        // Room for a start on a cache line.
+        let len = 8 * plane_bytes(padded);
+        let bytes: Vec<u8> = (0..len + 64).map(|i| ((i * 7919) >> 3) as u8).collect();
+        let planes = &bytes[bytes.as_ptr().align_offset(64)..][..len];
+        let mut out = [0.0; 32];
+        for scan in ISAS.into_iter().filter_map(FastScan::with_isa) {
+            for bits in BITS {
+                let block = Block {
+                    planes: &planes[..usize::from(bits) * plane_bytes(padded)],
+                    bits,
+                    add: &[0.5; 32],
+                    mul: &[0.25; 32],
+                };
+                group.bench_function(format!("{:?} estimates {bits}", scan.isa()), |b| {
+                    b.iter(|| scan.estimates(black_box(&block), &lut, 1.0, 2.0, &mut out));
+                });
+            }
+        }
+    }
+}
+
+criterion_group!(benches, codes);
+criterion_main!(benches);

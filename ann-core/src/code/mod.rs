@@ -1,0 +1,6 @@
+//! Codes: vectors in a few bits a coordinate, and estimates from them. Nothing here knows about pages or graphs.
+
+pub mod rabitq;
+pub mod rotation;
+
+pub use rotation::Rotation;

@@ -1,0 +1,145 @@
+//! FastScan with AVX-512: four sub-quantizers a vector, whose 64 bytes of codes meet 64 bytes of tables.
+
+use std::arch::x86_64::*;
+
+use super::{BLOCK, Block, FULL, Functions, Sums, Terms, functions};
+
+functions!(Codes, "avx512f,avx512bw,avx512vl");
+
+/// Codes 0 to 15, and 16 to 31.
+#[derive(Clone, Copy)]
+struct Codes([__m512i; 2]);
+
+/// Running 16-bit sums of one nibble of the bytes: of whole pairs of lookups, high byte and all, wrapping; and of the
+/// pairs' high bytes. What the second has can be taken from the first in the end, so that low bytes need no masking.
+#[derive(Clone, Copy)]
+struct Nibble {
+    pairs: __m512i,
+    odd: __m512i,
+}
+
+impl Nibble {
+    #[inline]
+    #[target_feature(enable = "avx512bw")]
+    fn add(&mut self, lookups: __m512i) {
+        self.pairs = _mm512_add_epi16(self.pairs, lookups);
+        self.odd = _mm512_add_epi16(self.odd, _mm512_srli_epi16::<8>(lookups));
+    }
+
+    /// The sums of even codes, and those of odd ones.
+    #[inline]
+    #[target_feature(enable = "avx512bw")]
+    fn parts(self) -> (__m512i, __m512i) {
+        (_mm512_sub_epi16(self.pairs, _mm512_slli_epi16::<8>(self.odd)), self.odd)
+    }
+}
+
+/// The sums of a piece of a plane, at most [`FULL`] bytes.
+///
+/// # Safety
+/// `plane` and `tables` are good for `bytes`, a multiple of 32, and `tables` to the end of its last 64 bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn piece(plane: *const u8, tables: *const u8, bytes: usize) -> [__m512i; 2] {
+    let nibbles = _mm512_set1_epi8(15);
+    let zero = Nibble { pairs: _mm512_setzero_si512(), odd: _mm512_setzero_si512() };
+    let (mut low, mut high) = (zero, zero);
+    let mut look_up = |codes: __m512i, tables: __m512i| {
+        low.add(_mm512_shuffle_epi8(tables, _mm512_and_si512(codes, nibbles)));
+        let codes = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), nibbles);
+        high.add(_mm512_shuffle_epi8(tables, codes));
+    };
+    let whole = bytes - bytes % 64;
+    // SAFETY: the caller's; the last codes are half a vector. Tables past the end are zeros.
+    unsafe {
+        for at in (0..whole).step_by(64) {
+            look_up(
+                _mm512_loadu_si512(plane.add(at).cast()),
+                _mm512_loadu_si512(tables.add(at).cast()),
+            );
+        }
+        if whole < bytes {
+            look_up(
+                _mm512_maskz_loadu_epi64(0x0f, plane.add(whole).cast()),
+                _mm512_loadu_si512(tables.add(whole).cast()),
+            );
+        }
+    }
+    // Blocks of eight lanes: 0 + 2 and 1 + 3 of two vectors in one, then one block each of four vectors.
+    let halves = |a, b| {
+        _mm512_add_epi16(_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b))
+    };
+    let ((a, b), (c, d)) = (low.parts(), high.parts());
+    let (ab, cd) = (halves(a, b), halves(c, d));
+    let sums = _mm512_add_epi16(
+        _mm512_shuffle_i32x4::<0x88>(ab, cd),
+        _mm512_shuffle_i32x4::<0xdd>(ab, cd),
+    );
+    // Even and odd codes by turns.
+    let turns = _mm512_set_epi16(
+        31, 23, 30, 22, 29, 21, 28, 20, 27, 19, 26, 18, 25, 17, 24, 16, 15, 7, 14, 6, 13, 5, 12, 4,
+        11, 3, 10, 2, 9, 1, 8, 0,
+    );
+    let sums = _mm512_permutexvar_epi16(turns, sums);
+    [
+        _mm512_cvtepu16_epi32(_mm512_castsi512_si256(sums)),
+        _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(sums)),
+    ]
+}
+
+impl Sums for Codes {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn zero() -> Codes {
+        Codes([_mm512_setzero_si512(); 2])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn then(self, plane: &[u8], tables: &[u8]) -> Codes {
+        let mut sums = self.0.map(|sum| _mm512_add_epi32(sum, sum));
+        for (plane, tables) in plane.chunks(FULL).zip(tables.chunks(FULL)) {
+            // SAFETY: the caller's; pieces but the last are whole cache lines.
+            let more = unsafe { piece(plane.as_ptr(), tables.as_ptr(), plane.len()) };
+            sums = [_mm512_add_epi32(sums[0], more[0]), _mm512_add_epi32(sums[1], more[1])];
+        }
+        Codes(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(self, out: &mut [u32; BLOCK]) {
+        for (sums, out) in self.0.into_iter().zip(out.as_chunks_mut::<16>().0) {
+            // SAFETY: sixteen integers are as large as the vector.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sums) };
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn estimates(
+        self,
+        add: &[f32; BLOCK],
+        mul: &[f32; BLOCK],
+        terms: Terms,
+        out: &mut [f32; BLOCK],
+    ) -> u32 {
+        let mut below = 0;
+        for (i, sums) in self.0.into_iter().enumerate() {
+            let at = 16 * i;
+            // SAFETY: `at` and the 15 behind it are within each array.
+            let (add, mul) = unsafe {
+                (_mm512_loadu_ps(add.as_ptr().add(at)), _mm512_loadu_ps(mul.as_ptr().add(at)))
+            };
+            let scaled = _mm512_mul_ps(_mm512_set1_ps(terms.delta), _mm512_cvtepi32_ps(sums));
+            let dots = _mm512_add_ps(scaled, _mm512_set1_ps(terms.offset));
+            let from = _mm512_add_ps(_mm512_set1_ps(terms.base), add);
+            let estimates = _mm512_add_ps(from, _mm512_mul_ps(mul, dots));
+            let bound = _mm512_set1_ps(terms.bound);
+            below |= u32::from(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(estimates, bound)) << at;
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(at), estimates) };
+        }
+        below
+    }
+}

@@ -1,0 +1,224 @@
+//! FastScan: sums over 32 codes at a time, one bit a coordinate, by looking up nibbles in registers.
+//!
+//! A [`Lut`] holds, for each four coordinates of the query, the sums of the coordinates that each of the 16 possible
+//! nibbles picks, as bytes of one scale. A block of 32 codes is laid out so that one byte shuffle looks up a nibble of
+//! 16 codes ([`put`]). Sums of lookups are integers, and what is made of them is multiplied and added in one order, so
+//! results are bit-identical on all instruction sets.
+
+use super::Isa;
+
+mod layout;
+mod lut;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(test)]
+mod tests;
+
+pub use layout::{get, plane_bytes, put};
+pub use lut::Lut;
+
+/// Codes a block.
+pub const BLOCK: usize = 32;
+/// Bits a coordinate, at most.
+pub const MAX_BITS: u8 = 8;
+
+/// Bytes of a sub-quantizer, which is a nibble of each code: as many as its table has.
+const SUB: usize = 16;
+/// Bytes of a plane after which 16-bit sums of lookups may be full.
+const FULL: usize = 256 * SUB;
+
+/// 32 codes and what makes estimates of their sums.
+#[derive(Clone, Copy)]
+pub struct Block<'a> {
+    /// The planes, most significant bit first, one behind the other.
+    pub planes: &'a [u8],
+    /// Bits a coordinate: the number of planes.
+    pub bits: u8,
+    /// What is added to a code's estimate.
+    pub add: &'a [f32; BLOCK],
+    /// What a code's dot product with the query is multiplied by.
+    pub mul: &'a [f32; BLOCK],
+}
+
+/// The numbers of an estimate that all codes share: `base + add + mul * (delta * sum + offset)`.
+#[derive(Clone, Copy)]
+struct Terms {
+    delta: f32,
+    offset: f32,
+    base: f32,
+    bound: f32,
+}
+
+/// The two entry points that an instruction set has.
+///
+/// Safety of both calls: the machine has the instruction set; planes are as long as the tables, which are padded to
+/// whole cache lines.
+#[derive(Clone, Copy)]
+struct Functions {
+    /// `scan(plane, tables, out)`
+    scan: unsafe fn(&[u8], &[u8], &mut [u32; BLOCK]),
+    /// `estimates(block, tables, terms, out)`
+    estimates: unsafe fn(&Block<'_>, &[u8], Terms, &mut [f32; BLOCK]) -> u32,
+}
+
+/// The scan, by one instruction set.
+#[derive(Clone, Copy)]
+pub struct FastScan {
+    functions: Functions,
+    isa: Isa,
+}
+
+impl FastScan {
+    /// By the widest vectors that this machine has.
+    pub fn new() -> FastScan {
+        let found = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar].into_iter();
+        found.filter_map(FastScan::with_isa).next().expect("the scalar scan runs everywhere")
+    }
+
+    /// By a given instruction set; `None` if this machine does not have it or it has no scan of its own.
+    pub fn with_isa(isa: Isa) -> Option<FastScan> {
+        let functions = match isa {
+            Isa::Scalar => scalar::FUNCTIONS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if super::avx2::available() => avx2::FUNCTIONS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if super::avx512::available() => avx512::FUNCTIONS,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::FUNCTIONS,
+            _ => return None,
+        };
+        Some(FastScan { functions, isa })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The sum of a code's lookups in one plane, for each of 32 codes. [`Lut::delta`] times that plus [`Lut::bias`]
+    /// is about the sum of the query's coordinates whose bit is set.
+    ///
+    /// # Panics
+    /// If `plane` is not as long as a plane of the query's dimension.
+    pub fn scan(&self, plane: &[u8], lut: &Lut, out: &mut [u32; BLOCK]) {
+        assert_eq!(plane.len(), plane_bytes(lut.dim()), "a plane has the query's dimension");
+        // SAFETY: `with_isa` checked the instruction set, and the lengths are equal.
+        unsafe { (self.functions.scan)(plane, lut.tables(), out) }
+    }
+
+    /// The estimates of a block's codes: `base + add + mul * d`, where `d` is about the dot product of the query and
+    /// the code, whose levels lie symmetric about zero. Returns a bit for each code whose estimate is below `bound`.
+    ///
+    /// # Panics
+    /// If the block does not have 1 to 8 planes of the query's dimension.
+    #[must_use]
+    pub fn estimates(
+        &self,
+        block: &Block<'_>,
+        lut: &Lut,
+        base: f32,
+        bound: f32,
+        out: &mut [f32; BLOCK],
+    ) -> u32 {
+        assert!((1..=MAX_BITS).contains(&block.bits), "codes of {} bits", block.bits);
+        let bytes = usize::from(block.bits) * plane_bytes(lut.dim());
+        assert_eq!(block.planes.len(), bytes, "planes have the query's dimension");
+        let terms = Terms { delta: lut.delta(), offset: lut.offset(block.bits), base, bound };
+        // SAFETY: `with_isa` checked the instruction set, and the lengths are equal.
+        unsafe { (self.functions.estimates)(block, lut.tables(), terms, out) }
+    }
+}
+
+impl Default for FastScan {
+    fn default() -> FastScan {
+        FastScan::new()
+    }
+}
+
+impl std::fmt::Debug for FastScan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FastScan({:?})", self.isa)
+    }
+}
+
+/// Sums of 32 codes in vectors.
+///
+/// # Safety of calls
+/// The machine must have the instruction set of the implementing module.
+trait Sums: Copy {
+    /// All sums zero.
+    unsafe fn zero() -> Self;
+    /// Twice `self` plus the sums of a plane. `tables` is as long as `plane`, and padded to whole cache lines.
+    unsafe fn then(self, plane: &[u8], tables: &[u8]) -> Self;
+    /// The sums, in the order of the codes.
+    unsafe fn store(self, out: &mut [u32; BLOCK]);
+    /// Estimates from sums below 2^31, and which of them are below the bound. Products are rounded before they are
+    /// added: fused operations are not on every machine.
+    unsafe fn estimates(
+        self,
+        add: &[f32; BLOCK],
+        mul: &[f32; BLOCK],
+        terms: Terms,
+        out: &mut [f32; BLOCK],
+    ) -> u32;
+}
+
+/// # Safety
+/// As for [`Functions`].
+#[inline(always)]
+unsafe fn scan<S: Sums>(plane: &[u8], tables: &[u8], out: &mut [u32; BLOCK]) {
+    // SAFETY: the caller's.
+    unsafe { S::zero().then(plane, tables).store(out) }
+}
+
+/// # Safety
+/// As for [`Functions`].
+#[inline(always)]
+unsafe fn estimates<S: Sums>(
+    block: &Block<'_>,
+    tables: &[u8],
+    terms: Terms,
+    out: &mut [f32; BLOCK],
+) -> u32 {
+    // The sum over all planes is below 255 * 255 * 16,384 < 2^31.
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = S::zero();
+        for plane in block.planes.chunks_exact(tables.len()) {
+            sums = sums.then(plane, tables);
+        }
+        sums.estimates(block.add, block.mul, terms, out)
+    }
+}
+
+/// Gives an instruction set's module its `FUNCTIONS`, from its type of sums.
+macro_rules! functions {
+    ($sums:ty, $features:literal) => {
+        /// The entry points. The machine must have this instruction set.
+        pub(super) const FUNCTIONS: Functions = Functions { scan, estimates };
+
+        #[target_feature(enable = $features)]
+        unsafe fn scan(plane: &[u8], tables: &[u8], out: &mut [u32; BLOCK]) {
+            // SAFETY: the caller's; the instruction set is this function's own.
+            unsafe { super::scan::<$sums>(plane, tables, out) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn estimates(
+            block: &Block<'_>,
+            tables: &[u8],
+            terms: Terms,
+            out: &mut [f32; BLOCK],
+        ) -> u32 {
+            // SAFETY: the caller's; the instruction set is this function's own.
+            unsafe { super::estimates::<$sums>(block, tables, terms, out) }
+        }
+    };
+}
+use functions;

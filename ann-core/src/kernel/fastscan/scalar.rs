@@ -1,0 +1,36 @@
+//! The scan in plain Rust: the reference of all others.
+
+use super::{BLOCK, Block, Functions, SUB, Terms};
+
+/// The entry points.
+pub(super) const FUNCTIONS: Functions = Functions { scan, estimates };
+
+fn scan(plane: &[u8], tables: &[u8], out: &mut [u32; BLOCK]) {
+    *out = [0; BLOCK];
+    add(plane, tables, out);
+}
+
+fn add(plane: &[u8], tables: &[u8], sums: &mut [u32; BLOCK]) {
+    let (low, high) = sums.split_at_mut(SUB);
+    for (codes, table) in plane.as_chunks::<SUB>().0.iter().zip(tables.as_chunks::<SUB>().0) {
+        for ((low, high), byte) in low.iter_mut().zip(high.iter_mut()).zip(codes) {
+            *low += u32::from(table[usize::from(byte & 15)]);
+            *high += u32::from(table[usize::from(byte >> 4)]);
+        }
+    }
+}
+
+fn estimates(block: &Block<'_>, tables: &[u8], terms: Terms, out: &mut [f32; BLOCK]) -> u32 {
+    let mut sums = [0; BLOCK];
+    for plane in block.planes.chunks_exact(tables.len()) {
+        sums = sums.map(|sum| 2 * sum);
+        add(plane, tables, &mut sums);
+    }
+    let mut below = 0;
+    for i in 0..BLOCK {
+        let dot = terms.delta * sums[i] as f32 + terms.offset;
+        out[i] = (terms.base + block.add[i]) + block.mul[i] * dot;
+        below |= u32::from(out[i] < terms.bound) << i;
+    }
+    below
+}

@@ -1,0 +1,173 @@
+//! Every instruction set of this machine against the scalar scan, and that against the definition.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::seed::mix;
+
+fn others() -> impl Iterator<Item = FastScan> {
+    [Isa::Avx512, Isa::Avx2, Isa::Neon].into_iter().filter_map(FastScan::with_isa)
+}
+
+fn scalar() -> FastScan {
+    FastScan::with_isa(Isa::Scalar).expect("everywhere")
+}
+
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| mix(seed.wrapping_add(i)) as u8).collect()
+}
+
+fn floats(seed: u64, len: usize, size: f32) -> Vec<f32> {
+    let unit = |i| (mix(seed ^ i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+    (0..len as u64).map(|i| unit(i) * size).collect()
+}
+
+fn lut(query: &[f32]) -> Lut {
+    let mut lut = Lut::default();
+    lut.fill(query);
+    lut
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Scans and estimates of random codes that begin at an odd place.
+fn check(dim: usize, planes: u8, start: usize, seed: u64) {
+    let len = usize::from(planes) * plane_bytes(dim);
+    let buffer = bytes(seed, start + len);
+    let planes_of = &buffer[start..];
+    let lut = lut(&floats(seed, dim, 3.0));
+    let (add, mul) = (floats(seed ^ 1, BLOCK, 1.0), floats(seed ^ 2, BLOCK, 1.0));
+    let block = Block {
+        planes: planes_of,
+        bits: planes,
+        add: add.as_slice().try_into().expect("32"),
+        mul: mul.as_slice().try_into().expect("32"),
+    };
+    let (mut right, mut sums) = ([f32::NAN; BLOCK], [0; BLOCK]);
+    let _ = scalar().estimates(&block, &lut, 0.5, 0.0, &mut right);
+    let bound = right[seed as usize % BLOCK];
+    let mask = scalar().estimates(&block, &lut, 0.5, bound, &mut right);
+    scalar().scan(&planes_of[..plane_bytes(dim)], &lut, &mut sums);
+    for (i, right) in right.iter().enumerate() {
+        assert_eq!(mask >> i & 1 == 1, *right < bound);
+    }
+    for scan in others() {
+        let (mut got, mut got_sums) = ([f32::NAN; BLOCK], [7; BLOCK]);
+        let got_mask = scan.estimates(&block, &lut, 0.5, bound, &mut got);
+        assert_eq!((bits(&got), got_mask), (bits(&right), mask), "{scan:?}, {dim} x {planes}");
+        scan.scan(&planes_of[..plane_bytes(dim)], &lut, &mut got_sums);
+        assert_eq!(got_sums, sums, "{scan:?}, {dim}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn instruction_sets_agree_to_the_last_bit(steps in 1usize..=300, planes in 1u8..=8, start in 0usize..64, seed: u64) {
+        check(8 * steps, planes, start, seed);
+    }
+
+    #[test]
+    fn codes_come_back(steps in 1usize..=40, planes in 1u8..=8, seed: u64) {
+        let dim = 8 * steps;
+        let mut block = bytes(seed, usize::from(planes) * plane_bytes(dim));
+        let code = |slot| -> Vec<u8> {
+            bytes(seed ^ slot, dim).into_iter().map(|code| code >> (8 - planes)).collect()
+        };
+        // Twice, so that slots are written over.
+        for slot in (0..32).chain((0..32).rev()) {
+            put(&mut block, planes, slot, &code(slot as u64));
+        }
+        for slot in 0..32 {
+            let mut got = vec![0xff; dim];
+            get(&block, planes, slot, &mut got);
+            prop_assert_eq!(got, code(slot as u64));
+        }
+    }
+
+    /// The estimate's dot product, against that of the query and the code's levels, for queries of any size.
+    #[test]
+    fn estimates_are_near(steps in 1usize..=100, planes in 1u8..=8, exponent in -30i32..=18, seed: u64) {
+        let dim = 8 * steps;
+        let query = floats(seed, dim, 10f32.powi(exponent));
+        let lut = lut(&query);
+        let mut planes_of = vec![0; usize::from(planes) * plane_bytes(dim)];
+        let codes: Vec<u8> = bytes(!seed, dim).into_iter().map(|code| code >> (8 - planes)).collect();
+        put(&mut planes_of, planes, 19, &codes);
+        let block = Block { planes: &planes_of, bits: planes, add: &[0.0; 32], mul: &[1.0; 32] };
+        let mut out = [f32::NAN; BLOCK];
+        let _ = FastScan::new().estimates(&block, &lut, 0.0, 0.0, &mut out);
+        let most = f64::from((1u32 << planes) - 1);
+        let terms = codes.iter().zip(&query);
+        let dot: f64 = terms.map(|(&u, &q)| (f64::from(u) - most / 2.0) * f64::from(q)).sum();
+        // An entry is off by half a unit at most, and floats by their rounding.
+        let slack = f64::from(lut.delta()) * most * (dim as f64 / 8.0 + 0.01);
+        prop_assert!((f64::from(out[19]) - dot).abs() <= slack, "{} for {dot}", out[19]);
+    }
+}
+
+#[test]
+fn long_codes_of_the_largest_lookups_do_not_overflow() {
+    for dim in [8, 1024, 1032, 1536, 16_000, 65_536] {
+        // Each table's largest entry is 255, of nibble 15.
+        let lut = lut(&vec![1.0; dim]);
+        let planes = vec![0xff; 8 * plane_bytes(dim)];
+        for scan in others().chain([scalar()]) {
+            let mut sums = [0; BLOCK];
+            scan.scan(&planes[..plane_bytes(dim)], &lut, &mut sums);
+            assert_eq!(sums, [dim as u32 / 4 * 255; BLOCK], "{scan:?}, {dim}");
+            let block = Block { planes: &planes, bits: 8, add: &[0.0; 32], mul: &[1.0; 32] };
+            let mut out = [f32::NAN; BLOCK];
+            let _ = scan.estimates(&block, &lut, 0.0, 0.0, &mut out);
+            let right = 127.5 * dim as f32;
+            assert!(out.iter().all(|got| (got / right - 1.0).abs() < 1e-5), "{scan:?}: {out:?}");
+        }
+        check(dim, 2, 1, dim as u64);
+    }
+}
+
+#[test]
+fn degenerate_queries_make_zeros() {
+    let largest = f32::MAX / 64.0;
+    for value in [0.0, -0.0, f32::MIN_POSITIVE, -1e-40, 1e-45, 1e-30, 1e18, largest, -largest] {
+        for query in [vec![value; 16], [vec![value], vec![0.0; 15]].concat()] {
+            let lut = lut(&query);
+            let planes: Vec<u8> = bytes(1, plane_bytes(16));
+            let block = Block { planes: &planes, bits: 1, add: &[0.0; 32], mul: &[1.0; 32] };
+            let mut out = [f32::NAN; BLOCK];
+            let mask = FastScan::new().estimates(&block, &lut, 0.0, f32::INFINITY, &mut out);
+            assert_eq!(mask, !0);
+            assert!(out.iter().all(|out| out.is_finite()), "{value}: {out:?}");
+            if value.abs() < 1e-37 {
+                assert_eq!(out, [0.0; BLOCK]);
+            }
+        }
+    }
+}
+
+#[test]
+fn tables_are_reused_without_allocation() {
+    let mut lut = Lut::default();
+    lut.fill(&[1.0; 1000]);
+    let address = lut.tables().as_ptr();
+    assert_eq!(address as usize % 64, 0);
+    lut.fill(&[1.0; 8]);
+    lut.fill(&[1.0; 1000]);
+    assert_eq!(lut.tables().as_ptr(), address);
+}
+
+#[test]
+#[should_panic(expected = "a plane has the query's dimension")]
+fn a_plane_of_another_dimension_is_refused() {
+    FastScan::new().scan(&[0; 64], &lut(&[1.0; 8]), &mut [0; 32]);
+}
+
+#[test]
+#[should_panic(expected = "planes have the query's dimension")]
+fn a_missing_plane_is_refused() {
+    let block = Block { planes: &[0; 32], bits: 2, add: &[0.0; 32], mul: &[0.0; 32] };
+    let _ = FastScan::new().estimates(&block, &lut(&[1.0; 8]), 0.0, 0.0, &mut [0.0; 32]);
+}
