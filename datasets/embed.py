@@ -18,6 +18,11 @@ CHUNK = 2_048  # texts that are sorted by length together
 BATCH = 32  # texts that a network takes at a time
 
 
+def whole_chunks(n: int) -> int:
+    """The least number of texts from `n` on whose last chunk is full."""
+    return -(-n // CHUNK) * CHUNK
+
+
 def wordllama(folder: Path) -> Embed:
     """WordLlama, 256 dimensions: the mean of a text's token vectors."""
     tokenizers = extra("tokenizers")

@@ -26,12 +26,12 @@ def is_photo(path: str) -> bool:
     return path.lower().endswith((".jpg", ".jpeg"))
 
 
-def descriptors(images: Iterable[bytes], longest: int = LONGEST) -> "list[np.ndarray]":
+def descriptors(images: Iterable[bytes]) -> "list[np.ndarray]":
     """An array (descriptors, 128) of u8 for each photograph, in their order."""
     sift = opencv().SIFT_create(contrastThreshold=CONTRAST)
     seen, found = np.empty((0, THUMB * THUMB), np.float32), []
     for data in tqdm(images, desc="SIFT", unit="photo", disable=None):
-        image = _grey(data, longest)
+        image = _grey(data)
         if image is None or min(image.shape) < SHORTEST:
             continue
         thumb = _thumbnail(image)
@@ -56,13 +56,13 @@ def split(photographs: "list[np.ndarray]") -> "tuple[np.ndarray, np.ndarray]":
     return rows[kept[kept < border]], rows[kept[kept >= border]]
 
 
-def _grey(data, longest):
-    """The image in grey, scaled down to `longest`; None where it cannot be read."""
+def _grey(data):
+    """The image in grey, scaled down to LONGEST; None where it cannot be read."""
     cv2 = opencv()
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if image is None or max(image.shape) <= longest:
+    if image is None or max(image.shape) <= LONGEST:
         return image
-    scale = longest / max(image.shape)
+    scale = LONGEST / max(image.shape)
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 

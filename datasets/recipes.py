@@ -108,11 +108,10 @@ def _sentences(model):
             embedded = model(Path(folder))
         found, versions = debian.files(DICTIONARIES, texts.is_dictionary, path.parent)
         wanted = recipe.queries + recipe.n
-        # A few texts get the vector of another; whole chunks make equal vectors of any number.
-        wanted += -(wanted + SPARE) % embed.CHUNK + SPARE
-        x = distinct(embedded(texts.texts(found)[:wanted]))[: recipe.queries + recipe.n]
-        # Shuffled as texts. The queries come first, so that all sizes have the same.
+        some = texts.texts(found)[: embed.whole_chunks(wanted + SPARE)]
+        x = distinct(embedded(some))[:wanted]
         made = replace(recipe, source=f"{recipe.source}; {versions}")
+        # Shuffled as texts. The queries come first, so that all sizes have the same.
         write_vectors(made, path, x[recipe.queries :], x[: recipe.queries])
 
     return write
@@ -143,7 +142,7 @@ ALL_PHOTOS = (
     "mate-backgrounds", "opencv-doc", "plasma-workspace-wallpapers", "stellarium-data",
 )  # fmt: skip
 DICTIONARIES = ("dict-foldoc", "dict-gcide", "wordnet-base")
-SPARE = 1_000
+SPARE = 1_000  # texts, for those whose vector another has already
 PHOTO_LICENSES = "Apache 2.0, BSD, GPL 2+, GFDL 1.2+, CC BY-SA"
 TEXT_LICENSES = "WordNet 3.0, GPL 2+ (GCIDE), GFDL 1.1+ (FOLDOC)"
 WORDLLAMA = "WordLlama 0.4.0.post1 (PyPI) of Debian's dictionaries"
