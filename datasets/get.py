@@ -42,9 +42,9 @@ def print_list():
     set_ = small.read()
     rows = [(set_.name, *set_.train.shape, len(set_.test), set_.metric, set_.license)]
     rows += [(r.name, r.n, r.dim, r.queries, r.metric, r.license) for r in RECIPES.values()]
-    print(f"{'name':28}{'n':>10}{'dim':>6}{'queries':>9}  {'metric':11}license")
+    print(f"{'name':32}{'n':>10}{'dim':>6}{'queries':>9}  {'metric':11}license")
     for name, n, dim, queries, metric, license in rows:
-        print(f"{name:28}{n:>10,}{dim:>6}{queries:>9,}  {metric:11}{license}")
+        print(f"{name:32}{n:>10,}{dim:>6}{queries:>9,}  {metric:11}{license}")
 
 
 if __name__ == "__main__":

