@@ -68,6 +68,19 @@ class AnnHnsw(Library):
         return len(self.index) if self.index is not None else 0
 
 
+class AnnDiskAnn(AnnHnsw):
+    """Our DiskANN, searched in memory as it was built; vectors as f16."""
+
+    name = "ann-diskann"
+
+    def build(self, train: np.ndarray) -> None:
+        metric = "cosine" if self.angular else "l2sq"
+        self.index = self.ann.DiskANN(
+            train.shape[1], metric=metric, dtype="f16", build_list_size=self.task.ef_construction
+        )
+        self.index.add(train, threads=self.task.threads)
+
+
 class AnnHnswMmap(AnnHnsw):
     """The same index, saved and then opened by mmap in a process of its own."""
 
@@ -383,6 +396,7 @@ LIBRARIES: dict[str, type[Library]] = {
         AnnHnsw,
         AnnHnswMmap,
         AnnHnswOneThread,
+        AnnDiskAnn,
         AnnFlat,
         NumpyFlat,
         Hnswlib,

@@ -11,7 +11,7 @@ use crate::index::{AddOptions, Cost, Cursor, CursorState, Filter, Hit, Index, Se
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, MemStore, PageStore};
-use crate::rows::{Change, Kind, Matcher, NONE, Node, Plan, Probe, Rows, Space, State};
+use crate::rows::{Array, Change, Kind, Matcher, NONE, Node, Plan, Probe, Rows, Space, State};
 use crate::rows::{NODES, check_rows, nearest, slice};
 use crate::threads;
 
@@ -65,7 +65,7 @@ impl FlatBuilder {
     /// [`Error::Parameter`] for a dimension that is not allowed.
     pub fn build(self) -> Result<Flat> {
         let space = self.space()?;
-        self.build_in(MemStore::new(space.page_size())?)
+        self.build_in(MemStore::new(Array::page_size(space.stride()))?)
     }
 
     /// An empty index in a store that has no pages yet.
@@ -74,7 +74,7 @@ impl FlatBuilder {
     /// As [`FlatBuilder::build`], and those of the store.
     pub fn build_in<S: PageStore>(self, store: S) -> Result<Flat<S>> {
         let space = self.space()?;
-        Ok(Flat { rows: Rows::create(store, Kind::Flat, space, &[], |_| ())? })
+        Ok(Flat { rows: Rows::create(store, Kind::Flat, space, |_| ())? })
     }
 
     fn space(&self) -> Result<Space> {

@@ -18,10 +18,11 @@
 //! ```
 //!
 //! An index lives in a [`PageStore`]: in memory ([`MemStore`]), in a file ([`MmapStore`]), or in a store of your
-//! own. [`Index`] is what all indexes can do; [`Hnsw`] and [`Flat`] are the indexes.
+//! own. [`Index`] is what all indexes can do; [`Hnsw`], [`DiskAnn`] and [`Flat`] are the indexes.
 
 #[doc(hidden)]
 pub mod code;
+mod diskann;
 mod element;
 mod error;
 mod flat;
@@ -37,6 +38,7 @@ mod rows;
 mod seed;
 mod threads;
 
+pub use diskann::{DiskAnn, DiskAnnBuilder, Vamana};
 pub use element::{DType, Element, MAX_DIM};
 pub use error::{Error, Result};
 pub use flat::{Flat, FlatBuilder};

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::diskann::DiskAnn;
 use crate::error::Result;
 use crate::flat::Flat;
 use crate::hnsw::Hnsw;
@@ -15,6 +16,8 @@ pub enum AnyIndex<S: PageStore = MmapStore> {
     Flat(Flat<S>),
     /// Hierarchical navigable small world graph.
     Hnsw(Hnsw<S>),
+    /// Graph with the codes of neighbours beside its links.
+    DiskAnn(DiskAnn<S>),
 }
 
 impl<S: PageStore> AnyIndex<S> {
@@ -27,6 +30,7 @@ impl<S: PageStore> AnyIndex<S> {
         match rows.meta.kind() {
             Kind::Flat => Flat::from_rows(rows).map(AnyIndex::Flat),
             Kind::Hnsw => Hnsw::from_rows(rows).map(AnyIndex::Hnsw),
+            Kind::DiskAnn => DiskAnn::from_rows(rows).map(AnyIndex::DiskAnn),
         }
     }
 }

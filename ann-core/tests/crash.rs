@@ -132,6 +132,8 @@ fn a_killed_writer_leaves_its_last_flush() {
             let writer = MmapStore::open_writable(&path).unwrap();
             assert_eq!(commit_of(&writer), found, "round {rounds}: a writer found another commit");
         }
+        // The first process may have been faster than most.
+        pace = pace.mul_f64(if found > last { 0.98 } else { 1.03 });
         last = found;
     }
     println!("{rounds} kills, {last} commits, {ahead} not told of, {replayed} with a journal left");

@@ -10,8 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ann_core::testing::Rng;
 use ann_core::{
-    AddOptions, AnyIndex, Error, Filter, Flat, Hnsw, Index, MemStore, Metric, PageId, PageStore,
-    Result, Search,
+    AddOptions, AnyIndex, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, MemStore, Metric,
+    PageId, PageStore, Result, Search, Topology,
 };
 use common::metered::{Metered, ran_out};
 use ndarray::{Array2, s};
@@ -86,6 +86,8 @@ const VECTORS: usize = 0;
 const NODES: usize = 1;
 const LINKS: usize = 2;
 const UPPER: usize = 3;
+const WHOLE: usize = 6;
+const UPPER_WHOLE: usize = 7;
 /// Where a node record has what.
 const KEY: usize = 0;
 const TWIN: usize = 8;
@@ -102,6 +104,11 @@ fn rows(n: usize, seed: u64) -> Array2<f32> {
 fn graph(metric: Metric) -> Hnsw {
     let builder = Hnsw::builder(DIM).metric(metric).m(4).ef_construction(30);
     let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
+    fill(&mut index);
+    index
+}
+
+fn fill<S: PageStore, K: Topology>(index: &mut Graph<S, K>) {
     let base = rows(400, 1);
     let options = || AddOptions::new().threads(1);
     index.add(base.view(), None, options()).unwrap();
@@ -113,6 +120,13 @@ fn graph(metric: Metric) -> Hnsw {
     let stats = index.stats().unwrap();
     assert!(stats.twins > 50 && stats.tombstones > 20 && stats.slots > stats.len + 50);
     index.verify().unwrap();
+}
+
+/// What [`graph`] is, with codes beside its links.
+fn coded(bits: u8) -> DiskAnn {
+    let builder = DiskAnn::builder(DIM).code_bits(bits).build_list_size(30);
+    let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
+    fill(&mut index);
     index
 }
 
@@ -191,22 +205,31 @@ fn try_image(image: &Image, writes: Option<usize>) -> Result<()> {
             read(&index, &queries)?;
             writes.map_or(Ok(()), |step| change(&mut index, step))?;
         }
-        AnyIndex::Hnsw(mut index) => {
-            read(&index, &queries)?;
-            if let Some(step) = writes {
-                change(&mut index, step)?;
-                survive(index.sweep(1))?;
-                read(&index, &queries)?;
-            }
-        }
+        AnyIndex::Hnsw(index) => try_graph(index, &queries, writes)?,
+        AnyIndex::DiskAnn(index) => try_graph(index, &queries, writes)?,
         _ => {}
     }
     // The same on memory in one piece, which is addressed in another way.
     match AnyIndex::open_in(image.store()) {
         Ok(AnyIndex::Flat(index)) => read(&index, &queries),
         Ok(AnyIndex::Hnsw(index)) => read(&index, &queries),
+        Ok(AnyIndex::DiskAnn(index)) => read(&index, &queries),
         _ => Ok(()),
     }
+}
+
+fn try_graph<S: PageStore, K: Topology>(
+    mut index: Graph<S, K>,
+    queries: &Array2<f32>,
+    writes: Option<usize>,
+) -> Result<()> {
+    read(&index, queries)?;
+    if let Some(step) = writes {
+        change(&mut index, step)?;
+        survive(index.sweep(1))?;
+        read(&index, queries)?;
+    }
+    Ok(())
 }
 
 /// Runs damaged images, each made by its seed, and names those that panicked or did not end.
@@ -313,6 +336,7 @@ fn forge_meta(image: &mut Image, rng: &mut Rng) {
 #[test]
 fn searching_random_bytes() {
     hunt("graph", 600, false, &Image::of(graph(Metric::L2sq).store()), scatter);
+    hunt("codes", 400, false, &Image::of(coded(2).store()), scatter);
     hunt("flat", 300, false, &Image::of(flat().store()), scatter);
 }
 
@@ -324,12 +348,14 @@ fn searching_forged_records() {
 #[test]
 fn searching_under_a_forged_meta_page() {
     hunt("graph", 600, false, &Image::of(graph(Metric::InnerProduct).store()), forge_meta);
+    hunt("codes", 400, false, &Image::of(coded(1).store()), forge_meta);
     hunt("flat", 300, false, &Image::of(flat().store()), forge_meta);
 }
 
 #[test]
 fn changing_random_bytes() {
     hunt("graph", 400, true, &Image::of(graph(Metric::L2sq).store()), scatter);
+    hunt("codes", 300, true, &Image::of(coded(4).store()), scatter);
     hunt("flat", 200, true, &Image::of(flat().store()), scatter);
 }
 
@@ -341,6 +367,7 @@ fn changing_forged_records() {
 #[test]
 fn changing_under_a_forged_meta_page() {
     hunt("graph", 400, true, &Image::of(graph(Metric::Cosine).store()), forge_meta);
+    hunt("codes", 300, true, &Image::of(coded(1).store()), forge_meta);
     hunt("flat", 200, true, &Image::of(flat().store()), forge_meta);
 }
 
@@ -493,6 +520,28 @@ fn damages_that_verify_has_to_see() {
         .map(|&(name, _)| name)
         .collect();
     assert!(missed.is_empty(), "not seen: {missed:?}");
+}
+
+/// A code belongs to its link and its node.
+#[test]
+fn codes_that_verify_has_to_see() {
+    let whole = Image::of(coded(2).store());
+    DiskAnn::open_in(whole.store()).unwrap().verify().unwrap();
+    let seen = |what: &str, from: usize, array: usize, id: u32| {
+        let mut image = whole.clone();
+        let (page, at) = image.record(array, id);
+        image.0[page][at + from] ^= 1 << 4;
+        let verified = DiskAnn::open_in(image.store()).and_then(|index| index.verify());
+        assert!(verified.is_err(), "not seen: {what}");
+    };
+    let links = 4 * 32;
+    for (what, from) in
+        [("a summand", links), ("a factor", links + 4 * 32), ("a plane", links + 8 * 32 + 3)]
+    {
+        seen(what, from, WHOLE, find(&whole, 1, 9).0);
+        seen(what, from, UPPER_WHOLE, 0);
+    }
+    seen("an entry point", 2, UPPER_WHOLE, 0);
 }
 
 /// Single damages on which changes could run on without end, or count past the end of a type.

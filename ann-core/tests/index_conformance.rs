@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ann_core::testing::Rng;
 use ann_core::{AddOptions, Element, Error, Filter, Hit, Index, Metric, MmapStore, Search};
-use common::home::{AFlat, AnHnsw, AnyStore, Home, Kind};
+use common::home::{ADiskAnn, AFlat, AnHnsw, AnyStore, Home, Kind};
 use common::oracle::{Oracle, Tally};
 use half::f16;
 use ndarray::{Array2, ArrayView2, s};
@@ -200,7 +200,7 @@ impl<K: Kind, T: Element> Case<K, T> {
         assert!(stats.twins <= stats.len && !stats.instruction_set.is_empty());
         let in_graph = stats.len - stats.twins;
         assert_eq!(stats.links[0] > 0, !K::EXACT && in_graph > 1);
-        assert!(stats.links[0] <= 16 * stats.slots);
+        assert!(stats.links[0] <= K::DEGREE * stats.slots);
     }
 
     /// Saves the index and goes on with the saved one.
@@ -374,4 +374,7 @@ homes! {
     hnsw_in_memory: AnHnsw, Home::Memory;
     hnsw_in_a_file: AnHnsw, Home::File;
     hnsw_under_latches: AnHnsw, Home::Latches;
+    diskann_in_memory: ADiskAnn, Home::Memory;
+    diskann_in_a_file: ADiskAnn, Home::File;
+    diskann_under_latches: ADiskAnn, Home::Latches;
 }

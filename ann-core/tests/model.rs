@@ -4,7 +4,7 @@
 mod common;
 
 use ann_core::{AddOptions, Element, Filter, Index, Metric, Search};
-use common::home::{AFlat, AnHnsw, Home, Kind};
+use common::home::{ADiskAnn, AFlat, AnHnsw, Home, Kind};
 use common::oracle::{Oracle, Tally};
 use ndarray::{Array2, Axis};
 use proptest::collection::vec;
@@ -249,4 +249,9 @@ fn flat() {
 #[test]
 fn hnsw() {
     run::<AnHnsw>(600);
+}
+
+#[test]
+fn diskann() {
+    run::<ADiskAnn>(300);
 }

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ann_core::{AnyIndex, DType, Error, Flat, Hit, Hnsw, Index, MAX_DIM, MemStore, Metric, Search};
+use ann_core::{
+    AnyIndex, DType, DiskAnn, Error, Flat, Hit, Hnsw, Index, MAX_DIM, MemStore, Metric, PageStore,
+    Search,
+};
 use ndarray::{Array1, Array2};
 use numpy::{IntoPyArray, PyReadonlyArray1, ToPyArray};
 use pyo3::exceptions::PyOverflowError;
@@ -30,19 +33,34 @@ pub struct Engine {
     kind: &'static str,
     #[pyo3(get)]
     dim: usize,
-    /// `None` unless it is an HNSW index.
+    /// Links of a vector (`m` or `degree`) and candidates while building; `None` unless it is a graph.
     #[pyo3(get)]
-    m: Option<usize>,
+    links: Option<usize>,
     #[pyo3(get)]
-    ef_construction: Option<usize>,
+    candidates: Option<usize>,
+    /// Bits of a code; `None` unless it is a DiskANN index.
+    #[pyo3(get)]
+    code_bits: Option<u8>,
 }
+
+/// Kind, links, candidates, bits of a code.
+type Measures = (&'static str, Option<usize>, Option<usize>, Option<u8>);
 
 impl Engine {
     fn new(held: Held, writable: bool) -> Engine {
-        let (kind, m, ef_construction) = match &held {
-            Held::Hnsw(index) => ("hnsw", Some(index.m()), Some(index.ef_construction())),
-            Held::HnswFile(index) => ("hnsw", Some(index.m()), Some(index.ef_construction())),
-            Held::Flat(_) | Held::FlatFile(_) => ("flat", None, None),
+        fn hnsw<S: PageStore>(index: &Hnsw<S>) -> Measures {
+            ("hnsw", Some(index.m()), Some(index.ef_construction()), None)
+        }
+        fn diskann<S: PageStore>(index: &DiskAnn<S>) -> Measures {
+            let bits = Some(index.code_bits());
+            ("diskann", Some(index.degree()), Some(index.build_list_size()), bits)
+        }
+        let (kind, links, candidates, code_bits) = match &held {
+            Held::Hnsw(index) => hnsw(index),
+            Held::HnswFile(index) => hnsw(index),
+            Held::DiskAnn(index) => diskann(index),
+            Held::DiskAnnFile(index) => diskann(index),
+            Held::Flat(_) | Held::FlatFile(_) => ("flat", None, None, None),
         };
         any!(&held, index => Engine {
             writable,
@@ -50,8 +68,9 @@ impl Engine {
             metric: index.metric(),
             kind,
             dim: index.dim(),
-            m,
-            ef_construction,
+            links,
+            candidates,
+            code_bits,
             shared: Arc::new(Shared::new(held)),
         })
     }
@@ -129,6 +148,28 @@ impl Engine {
             .seed(whole("seed", seed, 0..=u64::MAX)? as u64)
             .build()?;
         Ok(Engine::new(Held::Hnsw(index), true))
+    }
+
+    #[staticmethod]
+    fn diskann(
+        dim: &Bound<'_, PyAny>,
+        metric: &str,
+        dtype: &str,
+        degree: &Bound<'_, PyAny>,
+        build_list_size: &Bound<'_, PyAny>,
+        code_bits: Option<u8>,
+        seed: &Bound<'_, PyAny>,
+    ) -> Answer<Engine> {
+        let mut builder = DiskAnn::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
+            .metric(metric.parse()?)
+            .dtype(dtype.parse()?)
+            .degree(whole("degree", degree, 1..=u64::MAX)?)
+            .build_list_size(whole("build_list_size", build_list_size, 1..=100_000)?)
+            .seed(whole("seed", seed, 0..=u64::MAX)? as u64);
+        if let Some(bits) = code_bits {
+            builder = builder.code_bits(bits);
+        }
+        Ok(Engine::new(Held::DiskAnn(builder.build()?), true))
     }
 
     #[staticmethod]
@@ -318,8 +359,9 @@ impl Engine {
             Ok(any!(self.shared.read_long().index()?, index => index.stats())?)
         })?;
         let parts = PyDict::new(py);
-        for (name, bytes) in
-            ["vectors", "nodes", "links", "upper_links"].into_iter().zip(stats.bytes_by_part)
+        for (name, bytes) in ["vectors", "nodes", "links", "upper_links", "codes"]
+            .into_iter()
+            .zip(stats.bytes_by_part)
         {
             parts.set_item(name, bytes)?;
         }
@@ -347,6 +389,7 @@ impl Engine {
             any!(index, index => index.verify())?;
             match index {
                 Held::HnswFile(index) => Ok(index.store().verify_pages()?),
+                Held::DiskAnnFile(index) => Ok(index.store().verify_pages()?),
                 Held::FlatFile(index) => Ok(index.store().verify_pages()?),
                 _ => Ok(()),
             }

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use ann_core::{AddOptions, Element, Error, Flat, Hnsw, Index, Insertion, PageStore, Search};
+use ann_core::{
+    AddOptions, Element, Error, Flat, Graph, Index, Insertion, PageStore, Search, Topology,
+};
 use ndarray::{ArrayView2, s};
 use pyo3::prelude::*;
 
@@ -68,13 +70,18 @@ impl<'a, T: Element> Work<'a, T> {
         let work = match shared.read().index()? {
             Held::Hnsw(index) => Work::graph(index, rows)?,
             Held::HnswFile(index) => Work::graph(index, rows)?,
+            Held::DiskAnn(index) => Work::graph(index, rows)?,
+            Held::DiskAnnFile(index) => Work::graph(index, rows)?,
             Held::Flat(index) => Work::Flat(FlatWork::new(index, rows)?),
             Held::FlatFile(index) => Work::Flat(FlatWork::new(index, rows)?),
         };
         Ok(work)
     }
 
-    fn graph<S: PageStore>(index: &Hnsw<S>, rows: Rows<'a, T>) -> Answer<Work<'a, T>> {
+    fn graph<S: PageStore, K: Topology>(
+        index: &Graph<S, K>,
+        rows: Rows<'a, T>,
+    ) -> Answer<Work<'a, T>> {
         let Rows { vectors, keys, replace, threads } = rows;
         let insertion = Insertion::new(index, vectors, keys.as_deref(), replace, threads)?;
         check_ids(insertion.keys())?;
@@ -117,12 +124,16 @@ impl<'a, T: Element> Work<'a, T> {
                 shared.write(|held| match held {
                     Held::Hnsw(index) => Ok(insertion.write_step(index)?),
                     Held::HnswFile(index) => Ok(insertion.write_step(index)?),
+                    Held::DiskAnn(index) => Ok(insertion.write_step(index)?),
+                    Held::DiskAnnFile(index) => Ok(insertion.write_step(index)?),
                     _ => Err(Failure::Closed),
                 })
             }
             Work::Graph { insertion, .. } => match shared.read().index()? {
                 Held::Hnsw(index) => Ok(insertion.plan_step(index)?),
                 Held::HnswFile(index) => Ok(insertion.plan_step(index)?),
+                Held::DiskAnn(index) => Ok(insertion.plan_step(index)?),
+                Held::DiskAnnFile(index) => Ok(insertion.plan_step(index)?),
                 _ => Err(Failure::Closed),
             },
             Work::Flat(work) => shared.write(|held| any!(held, index => work.step(index))),

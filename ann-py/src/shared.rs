@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use ann_core::{AnyIndex, Flat, Hnsw, MemStore, MmapStore};
+use ann_core::{AnyIndex, DiskAnn, Flat, Hnsw, MemStore, MmapStore};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use pyo3::prelude::*;
 
@@ -35,6 +35,8 @@ thread_local! {
 pub enum Held {
     Hnsw(Hnsw<MemStore>),
     HnswFile(Hnsw<MmapStore>),
+    DiskAnn(DiskAnn<MemStore>),
+    DiskAnnFile(DiskAnn<MmapStore>),
     Flat(Flat<MemStore>),
     FlatFile(Flat<MmapStore>),
 }
@@ -46,6 +48,8 @@ macro_rules! any {
         match $held {
             $crate::shared::Held::Hnsw($index) => $body,
             $crate::shared::Held::HnswFile($index) => $body,
+            $crate::shared::Held::DiskAnn($index) => $body,
+            $crate::shared::Held::DiskAnnFile($index) => $body,
             $crate::shared::Held::Flat($index) => $body,
             $crate::shared::Held::FlatFile($index) => $body,
         }
@@ -57,6 +61,7 @@ impl Held {
     pub fn in_memory(index: AnyIndex<MemStore>) -> Option<Held> {
         match index {
             AnyIndex::Hnsw(index) => Some(Held::Hnsw(index)),
+            AnyIndex::DiskAnn(index) => Some(Held::DiskAnn(index)),
             AnyIndex::Flat(index) => Some(Held::Flat(index)),
             _ => None,
         }
@@ -66,6 +71,7 @@ impl Held {
     pub fn in_file(index: AnyIndex) -> Option<Held> {
         match index {
             AnyIndex::Hnsw(index) => Some(Held::HnswFile(index)),
+            AnyIndex::DiskAnn(index) => Some(Held::DiskAnnFile(index)),
             AnyIndex::Flat(index) => Some(Held::FlatFile(index)),
             _ => None,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from datasets.load import load
 
 METRICS = ("l2sq", "ip", "cosine")
 DTYPES = {"f32": np.float32, "f16": np.float16, "i8": np.int8, "u8": np.uint8}
-KINDS = (ann.HNSW, ann.Flat)
+KINDS = (ann.HNSW, ann.DiskANN, ann.Flat)
 DIM = 24
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -62,9 +63,10 @@ def test_flat_is_exact(dtype: str, metric: str) -> None:
 
 @metrics
 @dtypes
-def test_hnsw_finds_what_flat_finds(dtype: str, metric: str) -> None:
+@pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN])
+def test_graphs_find_what_flat_finds(kind: type[ann.Index], dtype: str, metric: str) -> None:
     x, queries = make(3000, dtype), make(100, dtype, seed=1)
-    graph = ann.HNSW(DIM, metric=metric, dtype=dtype, m=8, ef_construction=80)
+    graph = kind(DIM, metric=metric, dtype=dtype)
     flat = ann.Flat(DIM, metric=metric, dtype=dtype)
     graph.add(x)
     flat.add(x)
@@ -134,8 +136,37 @@ def test_attributes_and_repr(kind: type[ann.Index]) -> None:
     if isinstance(index, ann.HNSW):
         assert (index.m, index.ef_construction) == (16, 200)
         assert "m=16" in text
+    if isinstance(index, ann.DiskANN):
+        assert (index.degree, index.build_list_size, index.code) == (32, 128, "rabitq4")
+        assert "degree=32" in text
     with pytest.raises(AttributeError):
         index.dim = 6  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("code", [None, "rabitq1", "rabitq2", "rabitq4", "rabitq8", "auto"])
+def test_codes_of_a_diskann_index(code: Any) -> None:
+    x, queries = make(2000), make(50, seed=1)
+    index = ann.DiskANN(DIM, code=code, degree=64, build_list_size=60)
+    index.add(x)
+    index.verify()
+    assert index.code == ("rabitq4" if code == "auto" else code)
+    found, near = index.search(queries, 10, list_size=400)
+    exact = ann.Flat(DIM)
+    exact.add(x)
+    assert recall(found, exact.search(queries, 10)[0]) > 0.9
+    for query, ids, distances in zip(queries, found, near):
+        np.testing.assert_allclose(distances, ((x[ids] - query) ** 2).sum(1), rtol=1e-4)
+
+
+def test_list_size_is_ef() -> None:
+    index = ann.DiskANN(DIM)
+    index.add(make(500))
+    query = make(1, seed=2)[0]
+    np.testing.assert_array_equal(
+        index.search(query, 5, list_size=40)[0], index.search(query, 5, ef=40)[0]
+    )
+    with pytest.raises(ann.InputError, match="list_size = 40 and ef = 41"):
+        index.search(query, 5, list_size=40, ef=41)
 
 
 def test_the_number_of_threads_does_not_matter() -> None:
@@ -386,8 +417,10 @@ def test_stats(kind: type[ann.Index]) -> None:
     assert stats["bytes"] >= sum(stats["bytes_by_part"].values()) >= 400 * DIM * 4
     assert stats["key_map_bytes"] > 0
     assert set(stats) == set(ann.Stats.__annotations__)
-    if kind is ann.HNSW:
-        assert (stats["kind"], stats["tombstones"], stats["slots"]) == ("hnsw", 2, 400)
+    if kind is not ann.Flat:
+        name = kind.__name__.lower()
+        assert (stats["kind"], stats["tombstones"], stats["slots"]) == (name, 2, 400)
+        assert (stats["bytes_by_part"]["codes"] > 0) == (kind is ann.DiskANN)
         assert stats["links"] > 398 * 4
         assert stats["bytes_by_part"]["links"] > 0
     else:

@@ -16,7 +16,7 @@ import pytest
 
 import ann
 
-kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.Flat])
+kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.Flat])
 X = np.random.default_rng(0).normal(size=(800, 12)).astype(np.float32)
 
 
@@ -36,6 +36,9 @@ def assert_equal(a: ann.Index, b: ann.Index) -> None:
     assert (a.dim, a.metric, a.dtype) == (b.dim, b.metric, b.dtype)
     if isinstance(a, ann.HNSW) and isinstance(b, ann.HNSW):
         assert (a.m, a.ef_construction) == (b.m, b.ef_construction)
+    if isinstance(a, ann.DiskANN) and isinstance(b, ann.DiskANN):
+        assert (a.degree, a.build_list_size) == (b.degree, b.build_list_size)
+        assert a.code == b.code
 
 
 @kinds

@@ -9,7 +9,7 @@ import pytest
 
 import ann
 
-kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.Flat])
+kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.Flat])
 X = np.random.default_rng(0).integers(-100, 100, size=(60, 4)).astype(np.float32)
 LARGEST = 2**63 - 1
 
@@ -212,6 +212,11 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "large m": ("HNSW(4, m=257)", "m = 257"),
     "ef_construction": ("HNSW(4, ef_construction=0)", "ef_construction = 0"),
     "large ef_construction": ("HNSW(4, ef_construction=10**6)", "from 1 to 100000"),
+    "degree": ("DiskANN(4, degree=48)", "degree = 48 is not allowed: a multiple of 32"),
+    "no degree": ("DiskANN(4, degree=0)", "degree = 0 is not allowed"),
+    "large degree": ("DiskANN(4, degree=288)", "degree = 288"),
+    "build_list_size": ("DiskANN(4, build_list_size=0)", "build_list_size = 0"),
+    "code": ("DiskANN(4, code='rabitq3')", "code = 'rabitq3' is not allowed: one of 'auto', None"),
     "seed": ("HNSW(4, seed=-1)", "seed = -1 is not allowed: at least 0"),
 }
 

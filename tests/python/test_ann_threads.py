@@ -19,7 +19,7 @@ import pytest
 
 import ann
 
-kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.Flat])
+kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.Flat])
 DIM = 32
 X = np.random.default_rng(0).normal(size=(16_000, DIM)).astype(np.float32)
 
@@ -51,7 +51,7 @@ def test_searches_go_on_while_another_thread_adds(kind: type[ann.Index]) -> None
     index, still = kind(DIM), kind(DIM)
     for each in (index, still):
         each.add(X[:2000])
-    more = X[2000:] if kind is ann.HNSW else np.tile(X[2000:], (10, 1))
+    more = X[2000:] if kind is not ann.Flat else np.tile(X[2000:], (10, 1))
     done = threading.Event()
 
     def add() -> None:
@@ -262,7 +262,7 @@ def test_progress_functions(kind: type[ann.Index], tmp_path: Path) -> None:
 def test_what_a_progress_function_raises_ends_the_work(kind: type[ann.Index]) -> None:
     index = kind(DIM)
     index.add(X[:100])
-    x = X if kind is ann.HNSW else np.tile(X, (30, 1))
+    x = X if kind is not ann.Flat else np.tile(X, (30, 1))
     seen = []
 
     def progress(done: int, total: int) -> None:

@@ -8,8 +8,9 @@ use crate::graph::links::{self, TREE};
 use crate::graph::prune::Pruner;
 use crate::graph::tree;
 use crate::page::PageStore;
-use crate::rows::{Change, LINKS, NODES, NONE, Node, State, slice};
+use crate::rows::{CODES, Change, LINKS, NODES, NONE, Node, State, slice};
 
+use super::fused::Encoder;
 use super::insert::Staged;
 use super::plan::{Merge, merge};
 use super::{Graph, Topology};
@@ -33,29 +34,70 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         Ok((old == new).then_some(owner))
     }
 
-    /// Writes the links of a node that is about to be born, at all its levels.
+    /// Writes the links of a node that is about to be born, at all its levels. `codes` are those of the bottom level,
+    /// if they are known.
     pub(super) fn write_links(
         &mut self,
         staged: &Staged,
         lists: impl Iterator<Item = Vec<u32>>,
+        codes: Option<&[u8]>,
     ) -> Result<()> {
         for (level, list) in (0..).zip(lists) {
-            self.put_list(staged.place(level), level, &list)?;
+            let mut change = Change::default();
+            let made;
+            let codes = match codes.filter(|_| level == 0) {
+                Some(codes) => codes,
+                None => {
+                    made = self.codes(staged.place(level), &list, true, &mut Encoder::default())?;
+                    &made
+                }
+            };
+            self.change_list(&mut change, staged.place(level), &list, codes)?;
+            self.rows.commit(&mut change)?;
         }
         Ok(())
     }
 
     /// Replaces a list, whatever it is now.
-    pub(super) fn put_list(
-        &mut self,
-        (array, record): (usize, u32),
-        level: u8,
-        list: &[u32],
-    ) -> Result<()> {
+    pub(super) fn put_list(&mut self, place: (usize, u32), list: &[u32]) -> Result<()> {
         let mut change = Change::default();
-        let bytes = links::encode(list, self.width(level));
-        change.put_record(self.rows.array(array)?, record, &bytes)?;
+        let codes = self.codes(place, list, false, &mut Encoder::default())?;
+        self.change_list(&mut change, place, list, &codes)?;
         self.rows.commit(&mut change)?;
+        Ok(())
+    }
+
+    /// The codes that belong beside a list at the bottom level; nothing where there are none. What the place holds
+    /// now is used unless the list is the first of a `fresh` node.
+    pub(super) fn codes(
+        &self,
+        (array, record): (usize, u32),
+        list: &[u32],
+        fresh: bool,
+        encoder: &mut Encoder,
+    ) -> Result<Vec<u8>> {
+        match &self.shape.fused {
+            Some(fused) if array == LINKS => {
+                let old = (!fresh).then_some(([LINKS, CODES], record));
+                fused.encode(&self.rows, record, list, old, encoder)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Adds a list and its codes to a change.
+    pub(super) fn change_list(
+        &self,
+        change: &mut Change,
+        (array, record): (usize, u32),
+        list: &[u32],
+        codes: &[u8],
+    ) -> Result<()> {
+        let width = self.width(u8::from(array != LINKS));
+        change.put_record(self.rows.array(array)?, record, &links::encode(list, width))?;
+        if !codes.is_empty() {
+            change.put_record(self.rows.array(CODES)?, record, codes)?;
+        }
         Ok(())
     }
 
@@ -79,7 +121,9 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                     let what = format!("slot {parent} has only marked links");
                     return Err(Error::corrupt(0, what));
                 }
-                change.put_record(links_array, parent, &links::encode(&list, width))?;
+                let place = (LINKS, parent);
+                let codes = self.codes(place, &list, false, &mut Encoder::default())?;
+                self.change_list(&mut change, place, &list, &codes)?;
             }
             let level = node.level;
             let born = self.rows.birth(change, id, node, replaces, |meta| {
@@ -120,6 +164,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
 pub(super) fn apply_merge<S: PageStore, K: Topology>(
     index: &mut Graph<S, K>,
     plan: &Merge,
+    codes: Option<&[u8]>,
 ) -> Result<()> {
     let width = index.width(u8::from(plan.array != LINKS));
     loop {
@@ -137,7 +182,16 @@ pub(super) fn apply_merge<S: PageStore, K: Topology>(
         let mut change = Change::default();
         let array = index.rows.array(plan.array)?;
         change.expect_record(array, plan.record, &links::seen(&now, width))?;
-        change.put_record(array, plan.record, &links::encode(&list, width))?;
+        let place = (plan.array, plan.record);
+        let made;
+        let codes = match codes.filter(|_| holds) {
+            Some(codes) => codes,
+            None => {
+                made = index.codes(place, &list, false, &mut Encoder::default())?;
+                &made
+            }
+        };
+        index.change_list(&mut change, place, &list, codes)?;
         if index.rows.commit(&mut change)? {
             return Ok(());
         }

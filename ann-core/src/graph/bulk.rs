@@ -23,7 +23,7 @@ use crate::seed::mix;
 
 use super::leaves::{self, Cut, Points, neighbours};
 use super::prune::{Candidate, Pruner};
-use super::search::Scratch;
+use super::search::{Met, Scratch};
 
 /// Neighbours of a node in the coarse graph, and from the sample, at most.
 const NEAR: usize = 32;
@@ -238,7 +238,9 @@ impl Level {
         scratch.visited.insert(place as u32);
         scratch.pool.insert(0.0, place as u32, true);
         scratch.best_first(
-            |step, visited, batch, probe| {
+            1,
+            |_| (),
+            |step, Met { visited, .. }, batch, (probe, _)| {
                 if let Some(next) = step.next {
                     let at = u64::from(next) * size_of::<Places>() as u64;
                     kernel::prefetch(near.as_bytes(), at, size_of::<Places>());
@@ -254,7 +256,7 @@ impl Level {
                 batch.ids.extend(met.iter().map(slot));
                 batch.score_below(rows, probe, step.bound)?;
                 batch.ids.clone_from(met);
-                Ok(())
+                Ok(None)
             },
             &mut |_| Ok(true),
         )?;

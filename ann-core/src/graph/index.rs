@@ -18,6 +18,7 @@ use crate::rows::{Kind, Matcher, Meta, Plan, Rows, State, check_rows, nearest, s
 use crate::seed::mix;
 use crate::threads;
 
+use super::fused::Fused;
 use super::insert::Insertion;
 use super::search::Scratch;
 use super::{links, query};
@@ -39,12 +40,13 @@ pub trait Shaped: Send + Sync + Sized + 'static {
 }
 
 /// The measures of a graph.
-#[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Links that a node can have at the bottom level, and at those above; 0 if there are none above.
     pub(crate) widths: [usize; 2],
     /// Size of the candidate pool while building.
     pub(crate) pool: usize,
+    /// What makes the codes beside links, if there are any.
+    pub(crate) fused: Option<Fused>,
 }
 
 /// A graph of near neighbours. Use it as [`crate::Hnsw`] or [`crate::DiskAnn`].
@@ -176,7 +178,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
         let (ef, radius) = (options.pool_size(), f32::NEG_INFINITY);
         let cost = self.search_pool(scratch, &plan.matcher, ef, radius, false)?;
-        Ok((self.hits(scratch.pool.admitted(), &plan.matcher, options.k)?, cost))
+        Ok((self.hits(self.found(scratch).admitted(), &plan.matcher, options.k)?, cost))
     }
 
     /// The nearest of a list of slots, each on its own account (twins are slots like others here).
@@ -310,7 +312,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
             return self.scan(scratch, ids, usize::MAX, radius);
         }
         self.search_pool(scratch, &plan.matcher, options.pool_size(), radius, false)?;
-        let within = scratch.pool.admitted().take_while(|&(distance, _)| distance <= radius);
+        let within = self.found(scratch).admitted().take_while(|&(distance, _)| distance <= radius);
         self.hits(within, &plan.matcher, usize::MAX)
     }
 
@@ -342,9 +344,10 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
                     break;
                 }
                 let admit = &mut |id| self.rows.admits(id, &matcher);
-                query::best_first(&self.rows, scratch, 0, admit)?;
+                scratch.found.reset(usize::MAX, f32::NEG_INFINITY, false);
+                self.go_on(scratch, admit)?;
             }
-            ready.extend(self.hits(scratch.pool.admitted(), &matcher, usize::MAX)?);
+            ready.extend(self.hits(self.found(scratch).admitted(), &matcher, usize::MAX)?);
         }
         let count = n.min(ready.len());
         Ok(ready.drain(..count).collect())

@@ -32,6 +32,7 @@ use crate::seed::mix;
 use crate::threads;
 
 use super::apply::apply_merge;
+use super::fused::Encoder;
 use super::load::{LOAD_ROWS, Lists, Load};
 use super::plan::{Merge, Planned, Route, plan_merges, plan_node, plan_routes};
 use super::{Graph, Topology};
@@ -291,8 +292,10 @@ impl<'a, T: Element> Insertion<'a, T> {
         }
         if self.born < self.batch.len() {
             let end = self.batch.len().min(self.born + APPLY_RECORDS);
+            let codes = self.codes(index, self.born..end, true)?;
+            let mut codes = codes.iter().map(Vec::as_slice);
             while self.born < end {
-                self.bear(index, self.born)?;
+                self.bear(index, self.born, codes.next())?;
                 self.born += 1;
             }
             return Ok(());
@@ -300,15 +303,17 @@ impl<'a, T: Element> Insertion<'a, T> {
         let merges = self.merges.as_deref().unwrap_or_default();
         let total = if self.lists.is_some() { self.batch.len() } else { merges.len() };
         let end = total.min(self.merged + APPLY_RECORDS);
+        let codes = self.codes(index, self.merged..end, false)?;
+        let mut codes = codes.iter().map(Vec::as_slice);
         match &self.lists {
             Some(lists) => {
                 for (at, staged) in self.batch.iter().enumerate().take(end).skip(self.merged) {
-                    complete(index, lists, staged, at)?;
+                    complete(index, lists, staged, at, codes.next())?;
                 }
             }
             None => {
                 for merge in &merges[self.merged..end] {
-                    apply_merge(index, merge)?;
+                    apply_merge(index, merge, codes.next())?;
                 }
             }
         }
@@ -318,8 +323,46 @@ impl<'a, T: Element> Insertion<'a, T> {
             self.planned.clear();
             (self.merges, self.lists) = (None, None);
             (self.staged, self.born, self.merged) = (0, 0, 0);
+            if index.entries_are_due() {
+                index.choose_entries()?;
+            }
         }
         Ok(())
+    }
+
+    /// The codes of the lists that these members of the batch are born with, or of those that are to be merged.
+    /// Nothing where lists have no codes.
+    fn codes<S: PageStore, K: Topology>(
+        &self,
+        index: &Graph<S, K>,
+        range: std::ops::Range<usize>,
+        fresh: bool,
+    ) -> Result<Vec<Vec<u8>>> {
+        if index.shape.fused.is_none() {
+            return Ok(Vec::new());
+        }
+        let merges = self.merges.as_deref().unwrap_or_default();
+        let of = |encoder: &mut Encoder, at: usize| match (&self.lists, fresh) {
+            (Some(lists), true) => {
+                let list = lists.list_at_birth(at, 0);
+                index.codes((LINKS, self.batch[at].id), &list, true, encoder)
+            }
+            (Some(lists), false) => {
+                index.codes((LINKS, self.batch[at].id), lists.list(at, 0), false, encoder)
+            }
+            (None, true) => match &self.planned[self.ranks[at] as usize] {
+                Planned::Node { lists, .. } => {
+                    let list: Vec<u32> = lists[0].iter().map(Candidate::link).collect();
+                    index.codes((LINKS, self.batch[at].id), &list, true, encoder)
+                }
+                Planned::Twin(_) => Ok(Vec::new()),
+            },
+            (None, false) => {
+                let Merge { array, record, list, .. } = &merges[at];
+                index.codes((*array, *record), list, false, encoder)
+            }
+        };
+        self.pool.install(|| range.into_par_iter().map_init(Encoder::default, of).collect())
     }
 
     /// Takes slots for the next batch.
@@ -339,7 +382,9 @@ impl<'a, T: Element> Insertion<'a, T> {
         }
         let ids = rows.free_ids(size)?;
         let rows = &index.rows;
-        let mut upper = rows.meta.upper.get();
+        // Without levels no node has lists of its own in that array.
+        let has_levels = index.shape.widths[1] > 0;
+        let mut upper = if has_levels { rows.meta.upper.get() } else { 0 };
         for (&row, &id) in self.order[self.next..self.next + size].iter().zip(&ids) {
             let (level, first) = if id < rows.slots() {
                 index.kept_levels(id)?
@@ -379,6 +424,7 @@ impl<'a, T: Element> Insertion<'a, T> {
         &mut self,
         index: &mut Graph<S, K>,
         at: usize,
+        codes: Option<&[u8]>,
     ) -> Result<()> {
         let staged = &self.batch[at];
         let key = self.keys[staged.row as usize];
@@ -387,13 +433,13 @@ impl<'a, T: Element> Insertion<'a, T> {
         let mut owner = staged.id;
         if let Some(lists) = &self.lists {
             let born = (0..=staged.level).map(|level| lists.list_at_birth(at, level));
-            index.write_links(staged, born)?;
+            index.write_links(staged, born, codes)?;
             index.bear_node(staged.id, node, lists.parent(at), old)?;
         } else {
             match &self.planned[self.ranks[at] as usize] {
                 Planned::Node { lists, parent } => {
                     let links = |list: &Vec<Candidate>| list.iter().map(Candidate::link).collect();
-                    index.write_links(staged, lists.iter().map(links))?;
+                    index.write_links(staged, lists.iter().map(links), codes)?;
                     index.bear_node(staged.id, node, *parent, old)?;
                 }
                 &Planned::Twin(twin_of) => {
@@ -448,12 +494,14 @@ fn complete<S: PageStore, K: Topology>(
     lists: &Lists,
     staged: &Staged,
     at: usize,
+    codes: Option<&[u8]>,
 ) -> Result<()> {
     for level in 0..=staged.level {
         let (array, record) = staged.place(level);
         let list = lists.list(at, level).to_vec();
         let node = staged.id;
-        apply_merge(index, &Merge { array, record, node, sources: Vec::new(), list })?;
+        let codes = codes.filter(|_| level == 0);
+        apply_merge(index, &Merge { array, record, node, sources: Vec::new(), list }, codes)?;
     }
     Ok(())
 }

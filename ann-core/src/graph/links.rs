@@ -26,7 +26,7 @@ pub(crate) fn fresh(visited: &mut Visited, id: u32) -> Result<bool> {
     }
 }
 
-fn each(record: &[u8]) -> impl Iterator<Item = u32> {
+pub(super) fn each(record: &[u8]) -> impl Iterator<Item = u32> {
     let (links, _) = record.as_chunks::<4>();
     links.iter().map(|&link| u32::from_le_bytes(link)).take_while(|&link| link != NONE)
 }
@@ -74,7 +74,7 @@ pub(crate) fn expand<S: PageStore>(
     probe: &Probe,
     bound: f32,
 ) -> Result<()> {
-    let width = rows.array(array)?.stride() / 4;
+    let width = rows.array(array)?.size() / 4;
     batch.ids.resize(width, 0);
     let count = rows.record(array, record, |bytes| {
         let mut count = 0;

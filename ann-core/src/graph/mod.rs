@@ -2,7 +2,10 @@
 //! is made of them.
 
 mod apply;
+pub(crate) mod best;
 pub(crate) mod bulk;
+mod entries;
+pub(crate) mod fused;
 mod index;
 mod insert;
 pub(crate) mod leaves;
@@ -20,6 +23,7 @@ pub(crate) mod tree;
 mod verify;
 pub(crate) mod visited;
 
+pub(crate) use fused::Fused;
 pub use index::{Graph, Topology};
 pub(crate) use index::{Shape, Shaped};
 pub use insert::Insertion;

@@ -3,7 +3,7 @@
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::graph::links::{fresh, target};
-use crate::graph::search::Scratch;
+use crate::graph::search::{Met, Scratch};
 use crate::page::PageStore;
 use crate::rows::{LINKS, NONE, Space};
 
@@ -51,7 +51,9 @@ impl<'a> Plain<'a> {
         let row = &self.vectors[self.start as usize * stride..][..stride];
         scratch.pool.insert(self.space.distance(&scratch.probe, row), self.start, true);
         scratch.best_first(
-            |step, visited, batch, probe| {
+            1,
+            |_| (),
+            |step, Met { visited, .. }, batch, (probe, _)| {
                 if let Some(next) = step.next {
                     let links = zerocopy::IntoBytes::as_bytes(&self.links[..]);
                     let record = 4 * self.width;
@@ -68,7 +70,7 @@ impl<'a> Plain<'a> {
                 }
                 batch.ids.truncate(count);
                 match batch.score_plain(self.space, &self.vectors, probe, step.bound) {
-                    true => Ok(()),
+                    true => Ok(None),
                     false => Err(Error::corrupt(0, "a link leads out of the array")),
                 }
             },

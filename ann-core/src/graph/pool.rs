@@ -1,22 +1,45 @@
-//! The candidate pool: the nearest candidates met so far, as two sorted arrays.
+//! The candidate pool: the nearest candidates met so far, as a sorted array.
 //!
 //! Candidates that the caller will not return (filtered out, or removed) stay in the pool as way-points and do not
 //! count towards its size: the pool ends at the `ef`-th candidate that is *admitted*. So one rule serves plain and
 //! filtered search. A range search keeps in addition everything within its radius. A resumable search keeps what
 //! falls off the end in an overflow, from which [`Pool::refill`] makes the next pool.
+//!
+//! A candidate is one integer, its distance in the upper half in an encoding that sorts as floats do, its id and flags
+//! in the lower: one comparison tells the order, one move makes room.
 
-/// Set in a pool's id once the candidate has been expanded.
-const EXPANDED: u32 = 1 << 31;
-/// Set in a pool's id if the candidate is a way-point only.
-const OUTSIDE: u32 = 1 << 30;
+/// Set in a candidate's id once it has been expanded.
+const EXPANDED: u64 = 1 << 31;
+/// Set in a candidate's id if it is a way-point only.
+const OUTSIDE: u64 = 1 << 30;
 /// The bits of an id that are the id.
-pub(crate) const ID: u32 = OUTSIDE - 1;
+pub(crate) const ID: u32 = (1 << 30) - 1;
+
+/// A distance's bits, so that they sort as distances do.
+#[inline(always)]
+pub(crate) fn sorting(distance: f32) -> u32 {
+    let bits = distance.to_bits();
+    bits ^ ((bits as i32 >> 31) as u32 | 1 << 31)
+}
+
+#[inline(always)]
+fn candidate(distance: f32, id: u32) -> u64 {
+    u64::from(sorting(distance)) << 32 | u64::from(id)
+}
+
+fn distance(candidate: u64) -> f32 {
+    let sorting = (candidate >> 32) as u32;
+    f32::from_bits(if sorting >> 31 == 1 { sorting ^ 1 << 31 } else { !sorting })
+}
+
+fn id(candidate: u64) -> u32 {
+    candidate as u32 & ID
+}
 
 /// Candidates in ascending order of distance.
 #[derive(Default)]
 pub(crate) struct Pool {
-    distances: Vec<f32>,
-    ids: Vec<u32>,
+    candidates: Vec<u64>,
     /// Everything before it has been expanded.
     next: usize,
     /// Admitted candidates in the pool.
@@ -25,7 +48,7 @@ pub(crate) struct Pool {
     radius: f32,
     bound: f32,
     resumable: bool,
-    overflow: Vec<(f32, u32)>,
+    overflow: Vec<u64>,
 }
 
 impl Pool {
@@ -44,8 +67,7 @@ impl Pool {
     }
 
     fn clear(&mut self) {
-        self.distances.clear();
-        self.ids.clear();
+        self.candidates.clear();
         self.next = 0;
         self.admitted = 0;
         self.bound = f32::INFINITY;
@@ -67,59 +89,102 @@ impl Pool {
     #[inline(always)]
     pub(crate) fn refuse(&mut self, distance: f32, id: u32) {
         if self.resumable {
-            self.overflow.push((distance, id));
+            self.overflow.push(candidate(distance, id));
         }
     }
 
     /// Adds a candidate below the bound, and drops what the pool no longer has room for.
     #[inline]
     pub(crate) fn insert(&mut self, distance: f32, id: u32, admitted: bool) {
-        let id = if admitted { id } else { id | OUTSIDE };
-        self.place(distance, id);
+        let candidate = candidate(distance, id) | if admitted { 0 } else { OUTSIDE };
+        let at = self.place_of(candidate);
+        let len = self.candidates.len();
+        let is_plain = admitted && self.admitted == len && !self.resumable;
+        if is_plain && len >= self.ef && self.radius == f32::NEG_INFINITY && at < len {
+            // The last one makes room.
+            let second = self.candidates[len.saturating_sub(2)];
+            self.bound = self::distance(if at == len - 1 { candidate } else { second });
+            self.candidates.copy_within(at..len - 1, at + 1);
+            self.candidates[at] = candidate;
+            self.next = self.next.min(at);
+            return;
+        }
+        self.place(candidate);
         self.trim();
     }
 
-    fn place(&mut self, distance: f32, id: u32) {
-        let at = self.distances.partition_point(|&known| known <= distance);
-        self.distances.insert(at, distance);
-        self.ids.insert(at, id);
-        self.admitted += usize::from(id & OUTSIDE == 0);
-        if id & EXPANDED == 0 {
+    /// [`Pool::insert`] for a candidate that may be in the pool already, unexpanded, with a larger distance whose
+    /// sorting form began with `old`.
+    #[inline]
+    pub(crate) fn improve(&mut self, old: u16, distance: f32, id: u32, admitted: bool) {
+        let prefix = |candidate: u64| (candidate >> 48) as u16;
+        let mut from = self.candidates.partition_point(|&known| prefix(known) < old);
+        while let Some(&known) = self.candidates.get(from)
+            && prefix(known) <= old
+        {
+            if self::id(known) != id {
+                from += 1;
+                continue;
+            }
+            let candidate = candidate(distance, id) | known & OUTSIDE;
+            let at = self.place_of(candidate).min(from);
+            self.candidates.copy_within(at..from, at + 1);
+            self.candidates[at] = candidate;
+            self.next = self.next.min(at);
+            self.trim();
+            return;
+        }
+        self.insert(distance, id, admitted);
+    }
+
+    /// Behind all that are as near.
+    #[inline(always)]
+    fn place_of(&self, candidate: u64) -> usize {
+        let last = candidate | u64::from(u32::MAX);
+        self.candidates.partition_point(|&known| known <= last)
+    }
+
+    fn place(&mut self, candidate: u64) {
+        let at = self.place_of(candidate);
+        self.candidates.insert(at, candidate);
+        self.admitted += usize::from(candidate & OUTSIDE == 0);
+        if candidate & EXPANDED == 0 {
             self.next = self.next.min(at);
         }
     }
 
     fn trim(&mut self) {
         while self.admitted >= self.ef {
-            let last = self.ids.len() - 1;
-            let (distance, id) = (self.distances[last], self.ids[last]);
-            let surplus = id & OUTSIDE != 0 || self.admitted > self.ef;
+            let last = self.candidates[self.candidates.len() - 1];
+            let distance = distance(last);
+            let surplus = last & OUTSIDE != 0 || self.admitted > self.ef;
             if !surplus || distance <= self.radius {
                 self.bound = distance.max(self.radius.next_up());
                 return;
             }
-            self.distances.pop();
-            self.ids.pop();
-            self.admitted -= usize::from(id & OUTSIDE == 0);
-            self.next = self.next.min(self.ids.len());
-            self.refuse(distance, id);
+            self.candidates.pop();
+            self.admitted -= usize::from(last & OUTSIDE == 0);
+            self.next = self.next.min(self.candidates.len());
+            if self.resumable {
+                self.overflow.push(last);
+            }
         }
     }
 
-    /// The nearest candidate that has not been expanded, which from now on has.
+    /// The nearest candidate that has not been expanded, which from now on has, and whether it is admitted.
     #[inline]
-    pub(crate) fn pop(&mut self) -> Option<u32> {
+    pub(crate) fn pop(&mut self) -> Option<(u32, bool)> {
         let at = self.next;
-        let id = *self.ids.get(at)?;
-        self.ids[at] |= EXPANDED;
+        let candidate = *self.candidates.get(at)?;
+        self.candidates[at] |= EXPANDED;
         self.next = at + 1;
         self.skip();
-        Some(id & ID)
+        Some((id(candidate), candidate & OUTSIDE == 0))
     }
 
     #[inline]
     fn skip(&mut self) {
-        while self.ids.get(self.next).is_some_and(|id| id & EXPANDED != 0) {
+        while self.candidates.get(self.next).is_some_and(|candidate| candidate & EXPANDED != 0) {
             self.next += 1;
         }
     }
@@ -127,18 +192,18 @@ impl Pool {
     /// The candidate that the next [`Pool::pop`] would return, as things stand.
     #[inline]
     pub(crate) fn peek(&self) -> Option<u32> {
-        self.ids.get(self.next).map(|id| id & ID)
+        self.candidates.get(self.next).map(|&candidate| id(candidate))
     }
 
     /// The admitted candidates, nearest first.
     pub(crate) fn admitted(&self) -> impl Iterator<Item = (f32, u32)> {
-        let pairs = self.distances.iter().zip(&self.ids);
-        pairs.filter(|&(_, id)| id & OUTSIDE == 0).map(|(&distance, &id)| (distance, id & ID))
+        let admitted = self.candidates.iter().filter(|&candidate| candidate & OUTSIDE == 0);
+        admitted.map(|&candidate| (distance(candidate), id(candidate)))
     }
 
     /// All candidates, way-points included, nearest first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (f32, u32)> {
-        self.distances.iter().zip(&self.ids).map(|(&distance, &id)| (distance, id & ID))
+        self.candidates.iter().map(|&candidate| (distance(candidate), id(candidate)))
     }
 
     /// Starts the next pool of a resumable search from what this one left out. False if there is nothing left.
@@ -146,17 +211,18 @@ impl Pool {
     pub(crate) fn refill(&mut self) -> bool {
         self.clear();
         let mut rest = std::mem::take(&mut self.overflow);
-        rest.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        rest.sort_unstable_by_key(|&candidate| {
+            (candidate >> 32, candidate & u64::from(ID), candidate)
+        });
         let mut taken = 0;
         while taken < rest.len() && self.admitted < self.ef {
-            let (distance, id) = rest[taken];
-            self.place(distance, id);
+            self.place(rest[taken]);
             taken += 1;
         }
         self.overflow = rest.split_off(taken);
         self.skip();
         self.trim();
-        !self.ids.is_empty()
+        !self.candidates.is_empty()
     }
 }
 
@@ -177,9 +243,35 @@ mod tests {
         }
         assert_eq!(admitted(&pool), [1, 2, 4]);
         assert_eq!(pool.bound(), 4.0);
-        assert_eq!(pool.pop(), Some(1));
+        assert_eq!(pool.pop(), Some((1, true)));
         pool.insert(0.5, 9, true);
-        assert_eq!((pool.pop(), pool.pop(), pool.pop()), (Some(9), Some(2), None));
+        assert_eq!((pool.pop(), pool.pop(), pool.pop()), (Some((9, true)), Some((2, true)), None));
+    }
+
+    #[test]
+    fn candidates_sort_as_their_distances() {
+        let distances = [f32::NEG_INFINITY, -2.5, -1e-40, 0.0, 1e-40, 1.0, 3.0, f32::INFINITY];
+        let made: Vec<u64> = distances.iter().map(|&distance| candidate(distance, ID)).collect();
+        assert!(made.is_sorted());
+        assert!(made.iter().zip(distances).all(|(&made, given)| distance(made) == given));
+        assert!(made.iter().all(|&made| id(made) == ID));
+    }
+
+    #[test]
+    fn improving_moves_a_candidate_up() {
+        let mut pool = Pool::default();
+        pool.reset(3, f32::NEG_INFINITY, false);
+        for (distance, id) in [(1.0, 1), (4.0, 4), (5.0, 5)] {
+            pool.insert(distance, id, true);
+        }
+        let old = |distance: f32| (sorting(distance) >> 16) as u16;
+        pool.improve(old(5.0), 2.0, 5, true);
+        assert_eq!((admitted(&pool), pool.bound()), (vec![1, 5, 4], 4.0));
+        pool.improve(old(9.0), 3.0, 9, true);
+        assert_eq!((admitted(&pool), pool.bound()), (vec![1, 5, 9], 3.0));
+        assert_eq!(pool.pop(), Some((1, true)));
+        pool.improve(old(3.0), 0.5, 9, true);
+        assert_eq!((pool.pop(), pool.pop(), pool.pop()), (Some((9, true)), Some((5, true)), None));
     }
 
     #[test]

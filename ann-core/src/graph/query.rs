@@ -1,13 +1,17 @@
 //! Searching: down the hierarchy by greedy steps, then best-first at the bottom.
 
 use crate::error::{Error, Result};
-use crate::graph::links;
-use crate::graph::search::Scratch;
 use crate::index::{Cost, Hit};
 use crate::page::PageStore;
-use crate::rows::{LINKS, Matcher, NONE, Rows, UPPER};
+use crate::rows::{LINKS, Matcher, NONE, Rows, UPPER, WHOLE};
 
-use super::{Graph, Topology};
+use super::pool::Pool;
+use super::search::{Met, Scratch};
+use super::{Graph, Topology, fused, links};
+
+/// Nodes of a fused graph that are taken from the pool before the first of them is expanded: while that is being
+/// done, the records of the others arrive.
+const BEAM: usize = 3;
 
 /// The array and record that hold a node's links at a level.
 pub(super) fn place<S: PageStore>(rows: &Rows<S>, id: u32, level: u8) -> Result<(usize, u32)> {
@@ -83,6 +87,7 @@ pub(super) fn search_level<S: PageStore>(
     level: u8,
     admit: &mut impl FnMut(u32) -> Result<bool>,
 ) -> Result<()> {
+    scratch.estimated = false;
     scratch.visited.reset(rows.slots());
     scratch.enter(admit)?;
     best_first(rows, scratch, level, admit)
@@ -96,12 +101,15 @@ pub(super) fn best_first<S: PageStore>(
     admit: &mut impl FnMut(u32) -> Result<bool>,
 ) -> Result<()> {
     scratch.best_first(
-        |step, visited, batch, probe| {
+        1,
+        |_| (),
+        |step, Met { visited, .. }, batch, (probe, _)| {
             if let (Some(next), 0) = (step.next, level) {
                 rows.prefetch(LINKS, next);
             }
             let list = place(rows, step.node, level)?;
-            links::expand(rows, list, visited, batch, probe, step.bound)
+            links::expand(rows, list, visited, batch, probe, step.bound)?;
+            Ok(None)
         },
         admit,
     )
@@ -120,25 +128,64 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         let rows = &self.rows;
         let mut cost = Cost::default();
         scratch.pool.reset(ef, radius, resumable);
+        // A search that may be resumed returns all that it expands.
+        scratch.found.reset(if resumable { usize::MAX } else { ef }, radius, false);
+        scratch.estimated = self.shape.fused.is_some();
         (scratch.hops, scratch.scored) = (0, 0);
         let Some((id, level)) = entry(rows)? else {
             return Ok(cost);
         };
-        if level > 0 {
+        if let Some(fused) = &self.shape.fused {
+            fused.table(rows, &scratch.row, &mut scratch.table);
+            self.enter_fused(scratch, id)?;
+            cost.distances += 1;
+        } else if level > 0 {
             descend(rows, scratch, (id, level), 1, &mut cost)?;
         } else {
             scratch.batch.score_only(rows, &scratch.probe, id)?;
             cost.distances += 1;
         }
+        match &self.shape.fused {
+            Some(_) => scratch.best.reset(rows.slots()),
+            None => scratch.visited.reset(rows.slots()),
+        }
         // Without tombstones and filter every node of the graph may be returned.
         if matcher.is_all() && rows.meta.tombstones.get() == 0 {
-            search_level(rows, scratch, 0, &mut |_| Ok(true))?;
+            scratch.enter(&mut |_| Ok(true))?;
+            self.go_on(scratch, &mut |_| Ok(true))?;
         } else {
-            search_level(rows, scratch, 0, &mut |id| rows.admits(id, matcher))?;
+            let admit = &mut |id| rows.admits(id, matcher);
+            scratch.enter(admit)?;
+            self.go_on(scratch, admit)?;
         }
         cost.hops += scratch.hops;
         cost.distances += scratch.scored;
         Ok(cost)
+    }
+
+    /// Where a search has put what it found.
+    pub(super) fn found<'a>(&self, scratch: &'a Scratch) -> &'a Pool {
+        if self.shape.fused.is_some() { &scratch.found } else { &scratch.pool }
+    }
+
+    /// Continues a search of the bottom level with what is in the pool.
+    pub(super) fn go_on(
+        &self,
+        scratch: &mut Scratch,
+        admit: &mut impl FnMut(u32) -> Result<bool>,
+    ) -> Result<()> {
+        let rows = &self.rows;
+        let Some(fused) = &self.shape.fused else {
+            return best_first(rows, scratch, 0, admit);
+        };
+        scratch.best_first(
+            BEAM,
+            |node| rows.prefetch(WHOLE, node),
+            |step, met, batch, query| {
+                fused::expand(rows, fused, &step, met, batch, query).map(Some)
+            },
+            admit,
+        )
     }
 
     /// The hits for graph nodes in ascending order of distance: each node and its twins, up to `k`.

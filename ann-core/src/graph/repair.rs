@@ -21,6 +21,7 @@ use crate::graph::tree;
 use crate::page::PageStore;
 use crate::rows::{Change, LINKS, NODES, NONE, State};
 
+use super::fused::Encoder;
 use super::query::place;
 use super::{Graph, Topology};
 
@@ -30,7 +31,6 @@ const BLOCK: u32 = 1 << 14;
 /// A list that was chosen anew, and where it belongs.
 struct Mended {
     place: (usize, u32),
-    level: u8,
     list: Vec<u32>,
 }
 
@@ -55,6 +55,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             }
         }
         let dead_set: HashSet<u32> = dead.iter().copied().collect();
+        self.drop_entries()?;
         self.move_entry()?;
         let mut counts = tree::Counts::default();
         for &id in &dead {
@@ -69,13 +70,13 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         for &id in &dead {
             self.rows.free(id)?;
         }
-        Ok(())
+        self.choose_entries()
     }
 
     /// Takes all links from a node that no list names, so that it names none either.
     fn empty_lists(&mut self, id: u32) -> Result<()> {
         for level in 0..=self.rows.node(id)?.level {
-            self.put_list(place(&self.rows, id, level)?, level, &[])?;
+            self.put_list(place(&self.rows, id, level)?, &[])?;
         }
         Ok(())
     }
@@ -207,7 +208,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 links::read(&self.rows, LINKS, id, &mut list)?;
                 change.expect_record(array, id, &links::seen(&list, width))?;
                 edit(&mut list, other);
-                change.put_record(array, id, &links::encode(&list, width))?;
+                let codes = self.codes((LINKS, id), &list, false, &mut Encoder::default())?;
+                self.change_list(&mut change, (LINKS, id), &list, &codes)?;
             }
             if self.rows.commit(&mut change)? {
                 return Ok(());
@@ -230,7 +232,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                         for level in 0..=node.level {
                             if let Some(list) = index.mend_list(id, level, dead, scratch, pruner)? {
                                 let place = place(&index.rows, id, level)?;
-                                lists.push(Mended { place, level, list });
+                                lists.push(Mended { place, list });
                             }
                         }
                     }
@@ -238,8 +240,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 },
             )
             .collect();
-        for Mended { place, level, list } in mended?.into_iter().flatten() {
-            self.put_list(place, level, &list)?;
+        for Mended { place, list } in mended?.into_iter().flatten() {
+            self.put_list(place, &list)?;
         }
         Ok(())
     }

@@ -5,8 +5,9 @@ use hashbrown::HashSet;
 use crate::error::{Error, Result};
 use crate::graph::links::{self, TREE, target};
 use crate::page::PageStore;
-use crate::rows::{LINKS, Matcher, Node, State};
+use crate::rows::{CODES, LINKS, Matcher, Node, State, UPPER, UPPER_CODES};
 
+use super::fused::Encoder;
 use super::query::{entry, place};
 use super::{Graph, Topology};
 
@@ -15,7 +16,6 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// connect everything that a search can return.
     pub(super) fn verify_graph(&self) -> Result<()> {
         let rows = &self.rows;
-        let in_graph = |node: &Node| node.is(State::Live) || node.is(State::Tombstone);
         let mut list = Vec::new();
         let mut other = Vec::new();
         let mut names = HashSet::new();
@@ -59,7 +59,42 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 }
             }
         }
+        self.verify_codes()?;
         self.verify_reach()
+    }
+
+    /// The codes beside a list are those of its links, seen from its node; entry points are nodes of the graph.
+    fn verify_codes(&self) -> Result<()> {
+        let Some(fused) = &self.shape.fused else { return Ok(()) };
+        let rows = &self.rows;
+        let (mut list, mut encoder) = (Vec::new(), Encoder::default());
+        let mut check = |codes: usize, record: u32, node: u32, list: &[u32]| {
+            let right = fused.encode(rows, node, list, None, &mut encoder)?;
+            match rows.record(codes, record, |bytes| bytes == right)? {
+                true => Ok(()),
+                false => {
+                    let what = format!("the codes of list {record} are not those of its links");
+                    Err(rows.corrupt_node(node, what))
+                }
+            }
+        };
+        for id in 0..rows.slots() {
+            if in_graph(&rows.node(id)?) {
+                links::read(rows, LINKS, id, &mut list)?;
+                check(CODES, id, id, &list)?;
+            }
+        }
+        let middle = rows.meta.entry.get();
+        for record in 0..rows.meta.upper.get() {
+            links::read(rows, UPPER, record, &mut list)?;
+            check(UPPER_CODES, record, middle, &list)?;
+            for &id in &list {
+                if !in_graph(&rows.node(id)?) {
+                    return Err(rows.corrupt_node(id, "it is an entry point".into()));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Everything that can be returned is reached from the entry point over marked edges.
@@ -82,11 +117,14 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
         for id in 0..rows.slots() {
             let node = rows.node(id)?;
-            let in_graph = node.is(State::Live) || node.is(State::Tombstone);
-            if in_graph && !met[id as usize] && rows.admits(id, &Matcher::All)? {
+            if in_graph(&node) && !met[id as usize] && rows.admits(id, &Matcher::All)? {
                 return Err(rows.corrupt_node(id, "it cannot be reached".into()));
             }
         }
         Ok(())
     }
+}
+
+fn in_graph(node: &Node) -> bool {
+    node.is(State::Live) || node.is(State::Tombstone)
 }

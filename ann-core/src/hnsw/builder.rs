@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{MemStore, PageStore};
-use crate::rows::{Kind, LINKS, Rows, Space, UPPER};
+use crate::rows::{Array, Kind, LINKS, Rows, Space, UPPER};
 
 use super::Hnsw;
 
@@ -77,7 +77,7 @@ impl HnswBuilder {
     /// # Errors
     /// [`Error::Parameter`], naming the parameter that is out of range.
     pub fn build(self) -> Result<Hnsw> {
-        let page_size = self.space()?.page_size();
+        let page_size = Array::page_size(self.space()?.stride());
         self.build_in(MemStore::new(page_size)?)
     }
 
@@ -87,8 +87,9 @@ impl HnswBuilder {
     /// As [`HnswBuilder::build`], and those of the store.
     pub fn build_in<S: PageStore>(self, store: S) -> Result<Hnsw<S>> {
         let space = self.space()?;
-        let strides = [(LINKS, 8 * self.m), (UPPER, 4 * self.m)];
-        let rows = Rows::create(store, Kind::Hnsw, space, &strides, |meta| {
+        let rows = Rows::create(store, Kind::Hnsw, space, |meta| {
+            meta.arrays[LINKS].stride = (8 * self.m as u32).into();
+            meta.arrays[UPPER].stride = (4 * self.m as u32).into();
             meta.m = (self.m as u32).into();
             meta.ef_construction = (self.ef_construction.max(self.m) as u32).into();
             meta.seed = self.seed.into();

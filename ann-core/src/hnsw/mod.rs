@@ -39,17 +39,16 @@ impl Shaped for Hierarchy {
     #[expect(private_interfaces, reason = "sealed: nobody outside can name the trait")]
     fn shape(meta: &Meta) -> Result<Shape> {
         let m = meta.m.get() as usize;
-        let strides = [(LINKS, 8 * m), (UPPER, 4 * m)];
-        let right =
-            |&(array, stride): &(usize, usize)| meta.arrays[array].stride.get() as usize == stride;
-        if !(2..=256).contains(&m) || !strides.iter().all(right) {
+        let sizes = [(LINKS, 8 * m), (UPPER, 4 * m)];
+        let right = |&(array, size): &(usize, usize)| meta.arrays[array].record() == size;
+        if !(2..=256).contains(&m) || !sizes.iter().all(right) {
             return Err(Error::corrupt(0, format!("m = {m}")));
         }
         let pool = meta.ef_construction.get() as usize;
         if pool == 0 {
             return Err(Error::corrupt(0, "ef_construction = 0"));
         }
-        Ok(Shape { widths: [2 * m, m], pool })
+        Ok(Shape { widths: [2 * m, m], pool, fused: None })
     }
 }
 

@@ -6,6 +6,9 @@
 //! `p * gap + id * stride` plus a constant; the division is a multiplication by a fixed-point reciprocal. The array
 //! of an index that was built at one go has a single run, and its addresses cost three instructions more than
 //! those of a plain array.
+//!
+//! A record may be a part of a larger one: arrays that share their extents lie inside one another's records, so that
+//! what is read together stands together.
 
 use crate::page::{HEADER, PageId};
 
@@ -24,6 +27,9 @@ struct Run {
 /// Where the records of one array are.
 pub(crate) struct Array {
     stride: usize,
+    /// Where in the stride the record begins, and its bytes.
+    skip: usize,
+    size: usize,
     per_page: u64,
     span: u64,
     page_size: u64,
@@ -44,6 +50,8 @@ impl Array {
         let shift = ID_BITS + log;
         Array {
             stride,
+            skip: 0,
+            size: stride,
             per_page,
             span: stride.div_ceil(body) as u64,
             page_size: page_size as u64,
@@ -53,6 +61,11 @@ impl Array {
             runs: Vec::new(),
             pages: 0,
         }
+    }
+
+    /// The same array with `size` bytes from `skip` on as its records.
+    pub(crate) fn part_of(self, skip: usize, size: usize) -> Array {
+        Array { skip, size, ..self }
     }
 
     /// Appends an extent.
@@ -66,8 +79,8 @@ impl Array {
     }
 
     /// Bytes a record.
-    pub(crate) fn stride(&self) -> usize {
-        self.stride
+    pub(crate) fn size(&self) -> usize {
+        self.size
     }
 
     /// Pages a record: 1 unless a record is larger than a page.
@@ -90,8 +103,16 @@ impl Array {
         records.div_ceil(self.per_page) * self.span
     }
 
+    /// The smallest page size, from 8 KiB up, that wastes little on records of this many bytes.
+    pub(crate) fn page_size(stride: usize) -> usize {
+        let sizes = (13..=20).map(|log| 1 << log);
+        let waste = |&size: &usize| Array::waste(stride, size);
+        let good = sizes.clone().find(|size| waste(size) <= 0.04);
+        good.or_else(|| sizes.min_by(|a, b| waste(a).total_cmp(&waste(b)))).unwrap_or(8192)
+    }
+
     /// The share of page bytes that records of `stride` bytes leave unused.
-    pub(crate) fn waste(stride: usize, page_size: usize) -> f64 {
+    fn waste(stride: usize, page_size: usize) -> f64 {
         let array = Array::new(stride, page_size);
         let bytes = array.span * array.page_size;
         1.0 - (array.per_page * stride as u64) as f64 / bytes as f64
@@ -111,7 +132,7 @@ impl Array {
     /// The page of a record and its offset in the page's body. For records that span pages: the first page.
     pub(crate) fn locate(&self, id: u32) -> Option<(PageId, usize)> {
         let p = (id >> ID_BITS == 0).then(|| self.division(id))?;
-        let within = (u64::from(id) - p * self.per_page) as usize * self.stride;
+        let within = (u64::from(id) - p * self.per_page) as usize * self.stride + self.skip;
         let page = self.page(p * self.span)?;
         Some((PageId(page as u32), within))
     }
@@ -129,7 +150,7 @@ impl Array {
         out.clear();
         let (stride, gap) = (u64::from(self.stride as u32), u64::from(self.gap));
         if let [run] = &self.runs[..] {
-            let base = run.start * self.page_size + HEADER as u64;
+            let base = run.start * self.page_size + (HEADER + self.skip) as u64;
             out.extend(ids.iter().map(|&id| {
                 let p = u64::from(self.division(id) as u32);
                 base + p * gap + u64::from(id) * stride
@@ -146,7 +167,9 @@ impl Array {
             return u64::MAX;
         }
         let p = self.division(id);
-        let within = p * u64::from(self.gap) + u64::from(id) * self.stride as u64 + HEADER as u64;
+        let within = p * u64::from(self.gap)
+            + u64::from(id) * self.stride as u64
+            + (HEADER + self.skip) as u64;
         match &self.runs[..] {
             [run, ..] if p < run.pages => run.start * self.page_size + within,
             _ => match self.page(p) {
@@ -183,6 +206,17 @@ mod tests {
                 assert_eq!(offset, page * page_size as u64 + (HEADER + slot * stride) as u64);
                 assert_eq!(array.locate(id), Some((PageId(page as u32), slot * stride)));
             }
+            let part = array.part_of(12, 4);
+            let mut parts = Vec::new();
+            part.offsets(&ids, &mut parts);
+            assert!(parts.iter().zip(&offsets).all(|(part, whole)| *part == whole + 12));
+            let (page, within) = part.locate(ids[ids.len() - 1]).unwrap();
+            assert_eq!(
+                *parts.last().unwrap(),
+                u64::from(page.0) * page_size as u64 + (HEADER + within) as u64
+            );
+            assert_eq!(part.offset(3), parts[3]);
+            let array = part.part_of(0, stride);
             assert_eq!(array.locate(array.capacity() as u32), None);
             assert_eq!(array.offset(array.capacity() as u32), u64::MAX);
         }

@@ -35,6 +35,8 @@ pub enum Kind {
     Flat = 1,
     /// Hierarchical navigable small world graph.
     Hnsw = 2,
+    /// Graph with the codes of neighbours beside its links.
+    DiskAnn = 3,
 }
 
 impl Kind {
@@ -42,6 +44,7 @@ impl Kind {
         match code {
             1 => Some(Kind::Flat),
             2 => Some(Kind::Hnsw),
+            3 => Some(Kind::DiskAnn),
             _ => None,
         }
     }
@@ -52,6 +55,7 @@ impl std::fmt::Display for Kind {
         f.write_str(match self {
             Kind::Flat => "Flat",
             Kind::Hnsw => "HNSW",
+            Kind::DiskAnn => "DiskANN",
         })
     }
 }
@@ -60,9 +64,14 @@ impl std::fmt::Display for Kind {
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct ArrayMeta {
-    /// Bytes a record; 0 where the index has no such array.
+    /// Bytes from one record to the next; 0 where the index has no such array.
     pub stride: U32,
-    reserved: [u8; 12],
+    /// Where in these bytes the record begins.
+    pub skip: U32,
+    /// Bytes a record; 0 for all of the stride.
+    pub size: U32,
+    /// One more than the number of the array whose extents these records lie in; 0 if that is this one.
+    pub host: U32,
 }
 
 /// A contiguous run of pages that belongs to one array.
@@ -73,6 +82,36 @@ pub(crate) struct Extent {
     pub start: U32,
     /// Number of pages in the low 28 bits, the array's number in the high 4.
     pub pages_and_array: U32,
+}
+
+impl ArrayMeta {
+    /// An array whose records are `size` bytes from `skip` on, in extents of its own or of `host`.
+    pub(crate) fn part(stride: usize, skip: usize, size: usize, host: Option<usize>) -> ArrayMeta {
+        ArrayMeta {
+            stride: (stride as u32).into(),
+            skip: (skip as u32).into(),
+            size: (size as u32).into(),
+            host: host.map_or(0, |host| host as u32 + 1).into(),
+        }
+    }
+
+    /// Bytes a record.
+    pub(crate) fn record(&self) -> usize {
+        match self.size.get() {
+            0 => self.stride.get() as usize,
+            size => size as usize,
+        }
+    }
+
+    /// The array that it lies in, and where in that one's records. Only for a part of another array.
+    pub(crate) fn place(&self) -> (usize, usize) {
+        (self.host(usize::MAX), self.skip.get() as usize)
+    }
+
+    /// Which array's extents hold the records of array `number`, which this is.
+    pub(crate) fn host(&self, number: usize) -> usize {
+        (self.host.get() as usize).checked_sub(1).unwrap_or(number)
+    }
 }
 
 impl Extent {
@@ -122,7 +161,9 @@ pub(crate) struct Meta {
     pub entry_level: U32,
     pub m: U32,
     pub ef_construction: U32,
-    reserved_c: [u8; 4],
+    /// Bits a coordinate of the codes beside links; 0 if there are none.
+    pub code_bits: u8,
+    reserved_c: [u8; 3],
     /// Records of the upper-level link array handed out so far.
     pub upper: U32,
     reserved_b: [u8; 32],

@@ -25,7 +25,7 @@ pub(crate) use filter::{Matcher, Plan};
 pub(crate) use input::{check_rows, find_repeats, slice};
 use keys::Keys;
 pub use meta::Kind;
-pub(crate) use meta::{ARRAYS, Extent, MAX_SLOTS, Meta, NONE, Node, State};
+pub(crate) use meta::{ArrayMeta, Extent, MAX_SLOTS, Meta, NONE, Node, State};
 pub use report::Stats;
 pub(crate) use space::{Probe, Space};
 
@@ -39,8 +39,14 @@ pub(crate) const VECTORS: usize = 0;
 pub(crate) const NODES: usize = 1;
 /// The array of link lists at the bottom level.
 pub(crate) const LINKS: usize = 2;
-/// The array of link lists above it.
+/// The array of link lists above it; without levels, of lists that lead from the entry point into the graph.
 pub(crate) const UPPER: usize = 3;
+/// The arrays of codes beside the links of these two.
+pub(crate) const CODES: usize = 4;
+pub(crate) const UPPER_CODES: usize = 5;
+/// The arrays of the records that these two, their codes and the vectors are parts of.
+pub(crate) const WHOLE: usize = 6;
+pub(crate) const UPPER_WHOLE: usize = 7;
 
 /// Page 0 holds the meta page.
 const META: PageId = PageId(0);
@@ -67,7 +73,6 @@ impl<S: PageStore> Rows<S> {
         mut store: S,
         kind: Kind,
         space: Space,
-        strides: &[(usize, usize)],
         setup: impl FnOnce(&mut Meta),
     ) -> Result<Rows<S>> {
         if store.page_count() != 0 {
@@ -82,9 +87,6 @@ impl<S: PageStore> Rows<S> {
         let mut meta = Meta::new(kind, space.dtype, space.metric, space.dim, page_size);
         meta.arrays[VECTORS].stride = (space.stride() as u32).into();
         meta.arrays[NODES].stride = (size_of::<Node>() as u32).into();
-        for &(array, stride) in strides {
-            meta.arrays[array].stride = (stride as u32).into();
-        }
         setup(&mut meta);
         store.grow(1)?;
         store.write(&[META], |pages| pages.put(0, 0, meta.as_bytes()))?;
@@ -100,23 +102,14 @@ impl<S: PageStore> Rows<S> {
         let page_size = store.page_size();
         let (meta, extents) = Meta::parse(&store.read(META)?, page_size)?;
         let space = Space::new(meta.dim.get() as usize, meta.dtype(), meta.metric(), isa)?;
-        let strides = [(VECTORS, space.stride()), (NODES, size_of::<Node>())];
-        for (array, stride) in strides {
-            if meta.arrays[array].stride.get() as usize != stride {
-                let got = meta.arrays[array].stride.get();
-                return Err(Error::corrupt(
-                    0,
-                    format!("array {array} has stride {got}, not {stride}"),
-                ));
+        for (array, size) in [(VECTORS, space.stride()), (NODES, size_of::<Node>())] {
+            let got = meta.arrays[array].record();
+            if got != size {
+                let what = format!("records of array {array} have {got} bytes, not {size}");
+                return Err(Error::corrupt(0, what));
             }
         }
-        let body = page_size - crate::page::HEADER;
-        for (array, shape) in meta.arrays.iter().enumerate().skip(NODES) {
-            let stride = shape.stride.get() as usize;
-            if stride > body || !stride.is_multiple_of(4) {
-                return Err(Error::corrupt(0, format!("array {array} has stride {stride}")));
-            }
-        }
+        check_arrays(&meta, page_size)?;
         let mut arrays = arrays_of(&meta, page_size);
         let end = meta.pages.get();
         if end > store.page_count() {
@@ -126,14 +119,18 @@ impl<S: PageStore> Rows<S> {
         let mut taken: Vec<(u64, u64)> = vec![(0, 1)];
         for extent in &extents {
             let (start, pages) = (extent.start.get(), extent.pages());
-            let array = arrays.get_mut(extent.array()).and_then(Option::as_mut);
+            let array = arrays.get(extent.array()).and_then(Option::as_ref);
             let last = u64::from(start) + u64::from(pages);
-            let (Some(array), true) = (array, pages > 0 && last <= u64::from(end)) else {
+            let (Some(_), true) = (array, pages > 0 && last <= u64::from(end)) else {
                 let what = format!("extent {start}+{pages} of array {}", extent.array());
                 return Err(Error::corrupt(0, what));
             };
-            array.push(start, pages);
+            if meta.arrays[extent.array()].host(extent.array()) != extent.array() {
+                let what = format!("array {} has no extents of its own", extent.array());
+                return Err(Error::corrupt(0, what));
+            }
             taken.push((u64::from(start), last));
+            push(&mut arrays, &meta, extent.array(), start, pages);
         }
         taken.sort_unstable();
         if let Some(pair) = taken.windows(2).find(|pair| pair[0].1 > pair[1].0) {
@@ -200,7 +197,7 @@ impl<S: PageStore> Rows<S> {
         if let Some(bytes) = self.store.contiguous() {
             let offset = array.offset(id) as usize;
             if let Some(record) =
-                offset.checked_add(array.stride()).and_then(|end| bytes.get(offset..end))
+                offset.checked_add(array.size()).and_then(|end| bytes.get(offset..end))
             {
                 return Ok(read(record));
             }
@@ -208,7 +205,7 @@ impl<S: PageStore> Rows<S> {
         let missing = || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
         let (page, offset) = array.locate(id).ok_or_else(missing)?;
         let body = self.store.read(page)?;
-        Ok(read(body.get(offset..offset + array.stride()).ok_or_else(missing)?))
+        Ok(read(body.get(offset..offset + array.size()).ok_or_else(missing)?))
     }
 
     /// A hint that a record will be read soon.
@@ -218,7 +215,7 @@ impl<S: PageStore> Rows<S> {
             return;
         };
         if let Some(bytes) = self.store.contiguous() {
-            crate::kernel::prefetch(bytes, array.offset(id), array.stride());
+            crate::kernel::prefetch(bytes, array.offset(id), array.size());
         } else if let Some((page, _)) = array.locate(id) {
             self.store.prefetch(page);
         }
@@ -249,7 +246,7 @@ impl<S: PageStore> Rows<S> {
         for part in 0..array.span() {
             let missing = || Error::corrupt(0, format!("vector {id} lies outside its array"));
             let body = self.store.read(array.part(id, part).ok_or_else(missing)?)?;
-            out.extend_from_slice(&body[..body.len().min(array.stride() - out.len())]);
+            out.extend_from_slice(&body[..body.len().min(array.size() - out.len())]);
         }
         Ok(())
     }
@@ -267,6 +264,7 @@ impl<S: PageStore> Rows<S> {
     /// Makes room for `records` records in an array, pages appended at the store's end. The pages and the extent
     /// that names them come into use together, by the write of the meta page.
     pub(crate) fn reserve(&mut self, number: usize, records: u64) -> Result<()> {
+        let number = self.meta.arrays[number].host(number);
         let page_size = self.store.page_size();
         let array = self.array(number)?;
         if records <= array.capacity() {
@@ -298,9 +296,7 @@ impl<S: PageStore> Rows<S> {
             pages.put(0, extent_at, extent.as_bytes())
         })?;
         self.meta = meta;
-        if let Some(array) = &mut self.arrays[number] {
-            array.push(start, pages);
-        }
+        push(&mut self.arrays, &meta, number, start, pages);
         Ok(())
     }
 
@@ -483,9 +479,43 @@ impl<S: PageStore> Rows<S> {
     }
 }
 
+/// Records lie on their pages, parts of records within those, and no part is made of parts.
+fn check_arrays(meta: &Meta, page_size: usize) -> Result<()> {
+    let body = page_size - crate::page::HEADER;
+    for (number, array) in meta.arrays.iter().enumerate() {
+        let (stride, skip) = (array.stride.get() as usize, array.skip.get() as usize);
+        let whole = skip == 0 && array.record() == stride;
+        let fits = stride <= body && stride.is_multiple_of(4);
+        let within = skip.checked_add(array.record()).is_some_and(|end| end <= stride);
+        let host = meta.arrays.get(array.host(number));
+        let hosted = host.is_some_and(|host| host.host.get() == 0 && host.stride == array.stride);
+        let own = array.host.get() == 0;
+        // Only whole vectors may span pages.
+        if !(fits || number == VECTORS && whole && own) || !within || !(own || hosted) {
+            let what = format!("array {number} has records of {} bytes at {skip}", array.record());
+            return Err(Error::corrupt(0, format!("{what} in a stride of {stride}")));
+        }
+    }
+    Ok(())
+}
+
 fn arrays_of(meta: &Meta, page_size: usize) -> Vec<Option<Array>> {
-    let stride = |number: usize| meta.arrays[number].stride.get() as usize;
-    (0..ARRAYS)
-        .map(|number| (stride(number) > 0).then(|| Array::new(stride(number), page_size)))
-        .collect()
+    let array = |array: &meta::ArrayMeta| match array.stride.get() as usize {
+        0 => None,
+        stride => {
+            Some(Array::new(stride, page_size).part_of(array.skip.get() as usize, array.record()))
+        }
+    };
+    meta.arrays.iter().map(array).collect()
+}
+
+/// Adds an extent to the array it belongs to, and to those whose records lie in it.
+fn push(arrays: &mut [Option<Array>], meta: &Meta, number: usize, start: u32, pages: u32) {
+    for (at, array) in arrays.iter_mut().enumerate() {
+        if meta.arrays[at].host(at) == number
+            && let Some(array) = array
+        {
+            array.push(start, pages);
+        }
+    }
 }

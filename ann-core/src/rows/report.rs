@@ -4,7 +4,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::page::PageStore;
 
-use super::{Array, Kind, LINKS, NODES, NONE, Rows, State, UPPER, VECTORS};
+use super::{Array, CODES, Kind, LINKS, NODES, NONE, Rows, State, UPPER, UPPER_CODES, VECTORS};
 
 /// What an index is made of and how large it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,8 +28,8 @@ pub struct Stats {
     pub page_size: usize,
     /// Bytes of all pages in use.
     pub bytes: u64,
-    /// Bytes of pages by part: vectors, nodes, links, upper links.
-    pub bytes_by_part: [u64; 4],
+    /// Bytes of pages by part: vectors, nodes, links, upper links (or entry points), codes of neighbours.
+    pub bytes_by_part: [u64; 5],
     /// Bytes of the map from keys to slots; 0 until something needs it.
     pub key_map_bytes: usize,
     /// The instruction set that distances are computed with, by name.
@@ -57,8 +57,15 @@ impl<S: PageStore> Rows<S> {
         for id in 0..self.slots() {
             twins += usize::from(self.node(id)?.is(State::Twin));
         }
+        // Of pages that parts share, each has what it takes of a record.
         let bytes = |number: usize| {
-            self.arrays[number].as_ref().map_or(0, |array: &Array| array.pages() * page_size as u64)
+            let array = &self.meta.arrays[number];
+            let pages = self.arrays[number].as_ref().map_or(0, Array::pages);
+            let share = match array.host.get() {
+                0 => 1.0,
+                _ => array.record() as f64 / f64::from(array.stride.get()),
+            };
+            ((pages * page_size as u64) as f64 * share) as u64
         };
         Ok(Stats {
             kind: self.meta.kind(),
@@ -70,7 +77,13 @@ impl<S: PageStore> Rows<S> {
             levels: 0,
             page_size,
             bytes: u64::from(self.meta.pages.get()) * page_size as u64,
-            bytes_by_part: [VECTORS, NODES, LINKS, UPPER].map(bytes),
+            bytes_by_part: [
+                bytes(VECTORS),
+                bytes(NODES),
+                bytes(LINKS),
+                bytes(UPPER),
+                bytes(CODES) + bytes(UPPER_CODES),
+            ],
             key_map_bytes: self.key_bytes(),
             instruction_set: format!("{:?}", self.space.isa()).to_lowercase(),
         })

@@ -56,8 +56,33 @@ impl Space {
         };
         let vector_bytes = dim * dtype.size();
         let tail = if metric == Metric::Cosine { 4 } else { 0 };
-        let stride = round_stride(vector_bytes.next_multiple_of(4) + tail);
+        let stride = Space::round_stride(vector_bytes.next_multiple_of(4) + tail);
         Ok(Space { dim, dtype, metric, kernel, vector_bytes, stride })
+    }
+
+    /// The coarsest alignment up to a cache line that costs at most an eighth.
+    pub(crate) fn round_stride(bytes: usize) -> usize {
+        let fits = |align: &usize| bytes.next_multiple_of(*align) - bytes <= bytes / 8;
+        let align = [64, 32, 16, 8].into_iter().find(fits).unwrap_or(4);
+        bytes.next_multiple_of(align)
+    }
+
+    /// Replaces `out` with the floats of a row, of length one where only directions count.
+    pub(crate) fn floats(&self, row: &[u8], out: &mut Vec<f32>) {
+        out.clear();
+        let bytes = &row[..self.vector_bytes];
+        match self.dtype {
+            DType::F32 => out.extend(f32::from_bytes(bytes)),
+            DType::F16 => {
+                out.extend(half::f16::from_bytes(bytes).iter().map(|value| value.to_f32()))
+            }
+            DType::I8 => out.extend(bytes.iter().map(|&byte| f32::from(byte as i8))),
+            DType::U8 => out.extend(bytes.iter().map(|&byte| f32::from(byte))),
+        }
+        if self.metric == Metric::Cosine {
+            let inverse = self.tail_of(row, 0);
+            out.iter_mut().for_each(|value| *value *= inverse);
+        }
     }
 
     /// Bytes a row takes.
@@ -73,14 +98,6 @@ impl Space {
     /// The instruction set in use.
     pub(crate) fn isa(&self) -> Isa {
         self.kernel.isa()
-    }
-
-    /// The smallest page size, from 8 KiB up, that wastes little on rows of this length.
-    pub(crate) fn page_size(&self) -> usize {
-        let sizes = (13..=20).map(|log| 1 << log);
-        let waste = |&size: &usize| Array::waste(self.stride, size);
-        let good = sizes.clone().find(|size| waste(size) <= 0.04);
-        good.or_else(|| sizes.min_by(|a, b| waste(a).total_cmp(&waste(b)))).unwrap_or(8192)
     }
 
     /// Checks a vector at the door; `row` is for the message.
@@ -311,11 +328,4 @@ fn norm2<T: Element>(vector: &[T]) -> f64 {
         }
     }
     lanes.iter().sum()
-}
-
-/// The coarsest alignment up to a cache line that costs at most an eighth.
-fn round_stride(bytes: usize) -> usize {
-    let fits = |align: &usize| bytes.next_multiple_of(*align) - bytes <= bytes / 8;
-    let align = [64, 32, 16, 8].into_iter().find(fits).unwrap_or(4);
-    bytes.next_multiple_of(align)
 }

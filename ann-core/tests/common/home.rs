@@ -6,7 +6,8 @@ use std::path::Path;
 
 use ann_core::testing::{Latched, LatchedPage};
 use ann_core::{
-    DType, Flat, Hnsw, Index, MemStore, Metric, MmapStore, PageId, PageStore, Pages, Result,
+    DType, DiskAnn, Flat, Hnsw, Index, MemStore, Metric, MmapStore, PageId, PageStore, Pages,
+    Result,
 };
 
 /// A kind of index.
@@ -15,6 +16,9 @@ pub trait Kind {
 
     /// Whether searches are exact.
     const EXACT: bool;
+
+    /// Links that a node can have.
+    const DEGREE: usize;
 
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index>;
     fn open(store: AnyStore) -> Result<Self::Index>;
@@ -29,6 +33,7 @@ pub struct AFlat;
 impl Kind for AFlat {
     type Index = Flat<AnyStore>;
     const EXACT: bool = true;
+    const DEGREE: usize = 0;
 
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
         Flat::builder(dim).dtype(dtype).metric(metric).build_in(store)
@@ -49,6 +54,7 @@ pub struct AnHnsw;
 impl Kind for AnHnsw {
     type Index = Hnsw<AnyStore>;
     const EXACT: bool = false;
+    const DEGREE: usize = 16;
 
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
         let builder = Hnsw::builder(dim).dtype(dtype).metric(metric);
@@ -57,6 +63,28 @@ impl Kind for AnHnsw {
 
     fn open(store: AnyStore) -> Result<Self::Index> {
         Hnsw::open_in(store)
+    }
+
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
+        index.sweep(threads)
+    }
+}
+
+/// [`DiskAnn`], with little effort spent on building.
+pub struct ADiskAnn;
+
+impl Kind for ADiskAnn {
+    type Index = DiskAnn<AnyStore>;
+    const EXACT: bool = false;
+    const DEGREE: usize = 32;
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        let builder = DiskAnn::builder(dim).dtype(dtype).metric(metric);
+        builder.build_list_size(60).seed(7).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        DiskAnn::open_in(store)
     }
 
     fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {

@@ -1,4 +1,4 @@
-"""Approximate nearest neighbour search: HNSW on pages, in memory or in mmap files.
+"""Approximate nearest neighbour search: HNSW and DiskANN on pages, in memory or in mmap files.
 
 >>> import ann, numpy as np
 >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype("f4")
@@ -12,7 +12,7 @@
 """
 
 from ann._ann import __version__
-from ann._index import HNSW, DType, Flat, Index, Metric, Stats, open
+from ann._index import HNSW, Code, DiskANN, DType, Flat, Index, Metric, Stats, open
 from ann.errors import (
     ChangedError,
     DimensionError,
@@ -27,8 +27,10 @@ from ann.errors import (
 __all__ = [
     "HNSW",
     "ChangedError",
+    "Code",
     "DType",
     "DimensionError",
+    "DiskANN",
     "Error",
     "Flat",
     "FormatError",

@@ -17,15 +17,26 @@ from ann import _input
 from ann._ann import Cursor, Engine
 from ann._input import Filter
 from ann._progress import Progress, reporting
-from ann.errors import DimensionError, UnknownIdError
+from ann.errors import DimensionError, InputError, UnknownIdError
 
 Metric = Literal["l2sq", "ip", "cosine"]
 DType = Literal["f32", "f16", "i8", "u8"]
+Code = Literal["auto", "rabitq1", "rabitq2", "rabitq4", "rabitq8"]
 
 _Path = Union[str, "os.PathLike[str]"]
 _Ids = npt.NDArray[np.int64]
 _Distances = npt.NDArray[np.float32]
 _Self = TypeVar("_Self", bound="Index")
+
+# Bits a coordinate.
+_CODES: dict[Code | None, int | None] = {
+    "auto": None,
+    None: 0,
+    "rabitq1": 1,
+    "rabitq2": 2,
+    "rabitq4": 4,
+    "rabitq8": 8,
+}
 
 # An iterator fetches a few hits at first and more each time, up to this many.
 _FIRST_FETCH, _LAST_FETCH = 16, 1024
@@ -50,7 +61,7 @@ class Stats(TypedDict):
 
 
 class Index:
-    """What `HNSW` and `Flat` have in common.
+    """What `HNSW`, `DiskANN` and `Flat` have in common.
 
     Vectors are rows of `dim` elements. Whatever numpy makes an array of is taken and converted to
     the index's element type; a value that type cannot hold is an error. Arrays are best
@@ -72,7 +83,7 @@ class Index:
     _engine: Engine
 
     def __init__(self) -> None:
-        raise TypeError("make an ann.HNSW or an ann.Flat, or open a file with ann.open")
+        raise TypeError("make an ann.HNSW, ann.DiskANN or ann.Flat, or open a file with ann.open")
 
     @property
     def dim(self) -> int:
@@ -391,14 +402,102 @@ class HNSW(Index):
     @property
     def m(self) -> int:
         """Links of a vector."""
-        m: int = self._engine.m
+        m: int = self._engine.links
         return m
 
     @property
     def ef_construction(self) -> int:
         """Candidates that are kept while building."""
-        ef_construction: int = self._engine.ef_construction
+        ef_construction: int = self._engine.candidates
         return ef_construction
+
+
+class DiskANN(Index):
+    """An approximate index: one graph whose links carry codes of the vectors they lead to.
+
+    A search reads one record for each vector it comes to, and knows from the codes which of the
+    neighbours are worth reading (RaBitQ, arXiv 2405.12497; SymphonyQG, arXiv 2411.12229).
+
+    Args:
+        dim, metric, dtype: as for `HNSW`.
+        degree: links of a vector: a multiple of 32, from 32 to 256.
+        build_list_size: candidates among which links are chosen, from 1 to 100,000.
+        code: `"rabitq1"`, `"rabitq2"`, `"rabitq4"` or `"rabitq8"`, by the bits a coordinate;
+            `"auto"` for what suits the dimension; None for no codes: each neighbour is read.
+        seed: of the order of insertion and of the codes, from 0 to 2**64 - 1.
+
+    Raises:
+        InputError: a parameter out of its range.
+
+    >>> import ann
+    >>> index = ann.DiskANN(2)
+    >>> ids = index.add([[0, 0], [3, 4], [6, 8]])
+    >>> ids, distances = index.search([3, 3], k=2, list_size=20)
+    >>> ids.tolist(), distances.tolist()
+    ([1, 0], [1.0, 18.0])
+    """
+
+    __slots__ = ()
+    _parameters = ("degree", "build_list_size", "code")
+
+    def __init__(
+        self,
+        dim: SupportsIndex,
+        *,
+        metric: Metric = "l2sq",
+        dtype: DType = "f32",
+        degree: SupportsIndex = 32,
+        build_list_size: SupportsIndex = 128,
+        code: Code | None = "auto",
+        seed: SupportsIndex = 0,
+    ) -> None:
+        if code not in _CODES:
+            allowed = ", ".join(map(repr, _CODES))
+            raise InputError(f"code = {code!r} is not allowed: one of {allowed}")
+        bits = _CODES[code]
+        self._engine = Engine.diskann(dim, metric, dtype, degree, build_list_size, bits, seed)
+
+    @property
+    def degree(self) -> int:
+        """Links of a vector."""
+        degree: int = self._engine.links
+        return degree
+
+    @property
+    def build_list_size(self) -> int:
+        """Candidates among which links are chosen."""
+        build_list_size: int = self._engine.candidates
+        return build_list_size
+
+    @property
+    def code(self) -> Code | None:
+        """The codes beside links."""
+        bits = self._engine.code_bits
+        return next(code for code, of in _CODES.items() if of == bits)
+
+    def search(
+        self,
+        q: npt.ArrayLike,
+        k: SupportsIndex = 10,
+        *,
+        list_size: SupportsIndex | None = None,
+        ef: SupportsIndex | None = None,
+        filter: Filter | None = None,
+        threads: SupportsIndex = 0,
+    ) -> tuple[_Ids, _Distances]:
+        """Finds the k nearest vectors of each query; see `Index.search`.
+
+        Args:
+            q, k, filter, threads: as there.
+            list_size: candidates that the search keeps; `ef` is another name for it.
+
+        Raises:
+            InputError: as there; `list_size` and `ef` that differ.
+        """
+        if list_size is not None and ef is not None and list_size != ef:
+            raise InputError(f"list_size = {list_size} and ef = {ef} are two names for one number")
+        size = ef if list_size is None else list_size
+        return super().search(q, k, ef=size, filter=filter, threads=threads)
 
 
 class Flat(Index):
@@ -423,7 +522,7 @@ class Flat(Index):
         self._engine = Engine.flat(dim, metric, dtype)
 
 
-def open(path: _Path, writable: bool = False) -> HNSW | Flat:
+def open(path: _Path, writable: bool = False) -> HNSW | DiskANN | Flat:
     """Opens a saved index. The file is mapped, not read: that takes no time, whatever the size.
 
     Args:
@@ -436,8 +535,15 @@ def open(path: _Path, writable: bool = False) -> HNSW | Flat:
         FormatError: the file is not an index, or truncated, or damaged, or of a newer version.
         LockedError: it is open for writing elsewhere, or with `writable` for reading.
     """
-    engine = Engine.open(path, writable)
-    return _wrap(engine, HNSW) if engine.kind == "hnsw" else _wrap(engine, Flat)
+    return _of_its_kind(Engine.open(path, writable))
+
+
+def _of_its_kind(engine: Engine) -> HNSW | DiskANN | Flat:
+    if engine.kind == "hnsw":
+        return _wrap(engine, HNSW)
+    if engine.kind == "diskann":
+        return _wrap(engine, DiskANN)
+    return _wrap(engine, Flat)
 
 
 def _wrap(engine: Engine, kind: type[_Self]) -> _Self:
@@ -451,8 +557,7 @@ def _from_bytes(content: bytes) -> Index:
     with tempfile.TemporaryDirectory(prefix="ann-") as folder:
         path = Path(folder, "index")
         path.write_bytes(content)
-        engine = Engine.load(path)
-    return _wrap(engine, HNSW) if engine.kind == "hnsw" else _wrap(engine, Flat)
+        return _of_its_kind(Engine.load(path))
 
 
 def _hits(cursor: Cursor, filter: Any) -> Iterator[tuple[int, float]]:

@@ -1,0 +1,182 @@
+//! The parameters of a DiskANN index, checked at the door.
+
+use crate::element::DType;
+use crate::error::{Error, Result};
+use crate::graph::Fused;
+use crate::kernel::Isa;
+use crate::metric::Metric;
+use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
+use crate::rows::{
+    Array, ArrayMeta, CODES, Kind, LINKS, Rows, Space, UPPER, UPPER_CODES, UPPER_WHOLE, VECTORS,
+    WHOLE,
+};
+
+use super::{DiskAnn, MAX_DEGREE};
+
+/// Makes a [`DiskAnn`] index.
+#[derive(Clone, Debug)]
+pub struct DiskAnnBuilder {
+    dim: usize,
+    metric: Metric,
+    dtype: DType,
+    degree: usize,
+    build_list_size: usize,
+    code_bits: Option<u8>,
+    seed: u64,
+    isa: Option<Isa>,
+}
+
+impl DiskAnnBuilder {
+    pub(super) fn new(dim: usize) -> DiskAnnBuilder {
+        DiskAnnBuilder {
+            dim,
+            metric: Metric::L2sq,
+            dtype: DType::F32,
+            degree: 32,
+            build_list_size: 128,
+            code_bits: None,
+            seed: 0,
+            isa: None,
+        }
+    }
+
+    /// The metric; squared L2 unless it is set.
+    pub fn metric(mut self, metric: Metric) -> DiskAnnBuilder {
+        self.metric = metric;
+        self
+    }
+
+    /// The element type; `f32` unless it is set.
+    pub fn dtype(mut self, dtype: DType) -> DiskAnnBuilder {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Links that a node can have: a multiple of 32, from 32 to 256. 32 unless it is set.
+    pub fn degree(mut self, degree: usize) -> DiskAnnBuilder {
+        self.degree = degree;
+        self
+    }
+
+    /// Candidates among which a vector's links are chosen, from 1 to 100,000; at least `degree` is used. 128 unless
+    /// it is set.
+    pub fn build_list_size(mut self, build_list_size: usize) -> DiskAnnBuilder {
+        self.build_list_size = build_list_size;
+        self
+    }
+
+    /// Bits a coordinate of the codes that stand beside links: 1, 2, 4 or 8; 0 for none, at the price of reading each
+    /// neighbour. More bits tell more of a neighbour and take more memory. Unless it is set, what suits the dimension
+    /// and fits a page: 4 up to 64 dimensions, 2 up to 320, else 1.
+    pub fn code_bits(mut self, code_bits: u8) -> DiskAnnBuilder {
+        self.code_bits = Some(code_bits);
+        self
+    }
+
+    /// Seeds the order of insertion and the codes' rotation.
+    pub fn seed(mut self, seed: u64) -> DiskAnnBuilder {
+        self.seed = seed;
+        self
+    }
+
+    /// Forces an instruction set, for results that are equal on all machines.
+    pub fn instruction_set(mut self, isa: Isa) -> DiskAnnBuilder {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// An empty index in memory, with a page size that suits its records.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`], naming the parameter that is out of range.
+    pub fn build(self) -> Result<DiskAnn> {
+        let space = self.space()?;
+        let list = self.list(self.bits(MAX_PAGE_SIZE));
+        let whole = Space::round_stride(list + space.stride());
+        let page_size = Array::page_size(whole.min(MAX_PAGE_SIZE - HEADER));
+        self.build_in(MemStore::new(page_size)?)
+    }
+
+    /// An empty index in a store that has no pages yet. A node's links, their codes and its vector lie on one page if
+    /// that is large enough; else the vector lies on pages of its own.
+    ///
+    /// # Errors
+    /// As [`DiskAnnBuilder::build`], [`Error::Parameter`] if the store's pages are too small for a node's links and
+    /// their codes, and those of the store.
+    pub fn build_in<S: PageStore>(self, store: S) -> Result<DiskAnn<S>> {
+        let space = self.space()?;
+        let bits = self.bits(store.page_size());
+        let (list, room) = (self.list(bits), store.page_size() - HEADER);
+        if list > room {
+            let enough = (list + HEADER).next_power_of_two();
+            let allowed = match enough <= MAX_PAGE_SIZE {
+                true => format!("at least {enough}, for links and codes of {list} bytes"),
+                false => format!("none: links and codes take {list} bytes; fewer bits take less"),
+            };
+            return Err(Error::parameter("page size", store.page_size(), allowed));
+        }
+        let whole = Space::round_stride(list + space.stride());
+        let (links, codes) = (4 * self.degree, self.codes(bits));
+        let rows = Rows::create(store, Kind::DiskAnn, space, |meta| {
+            let stride = if whole <= room { whole } else { list };
+            meta.arrays[WHOLE] = ArrayMeta::part(stride, 0, stride, None);
+            meta.arrays[LINKS] = ArrayMeta::part(stride, 0, links, Some(WHOLE));
+            meta.arrays[UPPER_WHOLE] = ArrayMeta::part(list, 0, list, None);
+            meta.arrays[UPPER] = ArrayMeta::part(list, 0, links, Some(UPPER_WHOLE));
+            if codes > 0 {
+                meta.arrays[CODES] = ArrayMeta::part(stride, links, codes, Some(WHOLE));
+                meta.arrays[UPPER_CODES] = ArrayMeta::part(list, links, codes, Some(UPPER_WHOLE));
+            }
+            if whole <= room {
+                let vector = meta.arrays[VECTORS].record();
+                meta.arrays[VECTORS] = ArrayMeta::part(stride, list, vector, Some(WHOLE));
+            }
+            meta.m = (self.degree as u32).into();
+            meta.ef_construction = (self.build_list_size.max(self.degree) as u32).into();
+            meta.seed = self.seed.into();
+            meta.code_bits = bits;
+        })?;
+        DiskAnn::from_rows(rows)
+    }
+
+    /// Bits a coordinate, on pages of this size.
+    fn bits(&self, page_size: usize) -> u8 {
+        let fits = |&bits: &u8| self.list(bits) <= page_size - HEADER;
+        let suits = match self.dim {
+            ..=64 => [4, 2, 1],
+            65..=320 => [2, 1, 1],
+            _ => [1; 3],
+        };
+        self.code_bits.unwrap_or_else(|| suits.into_iter().find(fits).unwrap_or(0))
+    }
+
+    /// Bytes of a node's links and their codes.
+    fn list(&self, bits: u8) -> usize {
+        4 * self.degree + self.codes(bits)
+    }
+
+    /// Bytes of the codes beside a node's links.
+    fn codes(&self, bits: u8) -> usize {
+        match bits {
+            0 => 0,
+            bits => Fused::bytes_of(self.dim, self.degree, bits),
+        }
+    }
+
+    fn space(&self) -> Result<Space> {
+        if !self.degree.is_multiple_of(32) || !(32..=MAX_DEGREE).contains(&self.degree) {
+            let allowed = format!("a multiple of 32 up to {MAX_DEGREE}");
+            return Err(Error::parameter("degree", self.degree, allowed));
+        }
+        if !(1..=100_000).contains(&self.build_list_size) {
+            let allowed = "from 1 to 100000";
+            return Err(Error::parameter("build_list_size", self.build_list_size, allowed));
+        }
+        if let Some(bits) = self.code_bits
+            && !matches!(bits, 0 | 1 | 2 | 4 | 8)
+        {
+            return Err(Error::parameter("code_bits", bits, "0, 1, 2, 4 or 8"));
+        }
+        Space::new(self.dim, self.dtype, self.metric, self.isa)
+    }
+}

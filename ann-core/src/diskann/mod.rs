@@ -1,0 +1,109 @@
+//! DiskANN: one graph without levels (Vamana), whose link lists carry their neighbours' codes.
+//!
+//! A node's record holds its vector, its links, and beside each link a code of the neighbour (RaBitQ, relative to
+//! the node itself). One read of a record scores all neighbours, 32 at a time, and gives the node's exact distance:
+//! neighbours are not read before their turn comes (SymphonyQG, arXiv 2411.12229; DiskANN, NeurIPS 2019).
+
+mod builder;
+
+use crate::error::{Error, Result};
+use crate::graph::{Fused, Graph, Shape, Shaped, Topology};
+use crate::page::{MemStore, PageStore};
+use crate::rows::{CODES, Kind, LINKS, Meta, UPPER, UPPER_CODES, UPPER_WHOLE, VECTORS, WHOLE};
+
+pub use builder::DiskAnnBuilder;
+
+/// A graph whose records carry the codes of their neighbours.
+///
+/// ```
+/// use ann_core::{AddOptions, DiskAnn, Index, Metric, Search};
+/// use ndarray::Array2;
+///
+/// let vectors = Array2::from_shape_fn((1000, 8), |(i, j)| ((i * 7 + j * 13) % 101) as f32);
+/// let mut index = DiskAnn::builder(8).metric(Metric::L2sq).build()?;
+/// index.add(vectors.view(), None, AddOptions::new())?;
+/// let query: Vec<f32> = vectors.row(42).to_vec();
+/// let hits = index.search(&query, &Search::new(10).ef(64))?;
+/// assert_eq!(hits[0].distance, 0.0);
+/// # Ok::<(), ann_core::Error>(())
+/// ```
+pub type DiskAnn<S = MemStore> = Graph<S, Vamana>;
+
+/// DiskANN's kind of graph.
+pub enum Vamana {}
+
+impl Topology for Vamana {}
+
+impl Shaped for Vamana {
+    const KIND: Kind = Kind::DiskAnn;
+
+    #[expect(private_interfaces, reason = "sealed: nobody outside can name the trait")]
+    fn shape(meta: &Meta) -> Result<Shape> {
+        let degree = meta.m.get() as usize;
+        if !degree.is_multiple_of(32) || !(32..=MAX_DEGREE).contains(&degree) {
+            return Err(Error::corrupt(0, format!("degree = {degree}")));
+        }
+        let pool = meta.ef_construction.get() as usize;
+        if pool == 0 {
+            return Err(Error::corrupt(0, "build_list_size = 0"));
+        }
+        let fused = match meta.code_bits {
+            0 => None,
+            bits @ (1 | 2 | 4 | 8) => Some(Fused::new(meta, degree, bits)),
+            bits => return Err(Error::corrupt(0, format!("codes of {bits} bits"))),
+        };
+        let codes = fused.as_ref().map_or(0, Fused::bytes);
+        let sizes =
+            [(LINKS, 4 * degree), (UPPER, 4 * degree), (CODES, codes), (UPPER_CODES, codes)];
+        for (array, size) in sizes {
+            let got = meta.arrays[array].record();
+            if got != size {
+                let what = format!("records of array {array} have {got} bytes, not {size}");
+                return Err(Error::corrupt(0, what));
+            }
+        }
+        // A record is links, codes, and the vector if it lies there.
+        let (whole, vector) = (&meta.arrays[WHOLE], &meta.arrays[VECTORS]);
+        let list = 4 * degree + codes;
+        let joined = vector.host(VECTORS) == WHOLE;
+        let right = whole.host(WHOLE) == WHOLE
+            && whole.record() == whole.stride.get() as usize
+            && meta.arrays[LINKS].place() == (WHOLE, 0)
+            && meta.arrays[UPPER].place() == (UPPER_WHOLE, 0)
+            && (codes == 0 || meta.arrays[CODES].place() == (WHOLE, 4 * degree))
+            && (codes == 0 || meta.arrays[UPPER_CODES].place() == (UPPER_WHOLE, 4 * degree))
+            && meta.arrays[UPPER_WHOLE].record() == list
+            && if joined { vector.place() == (WHOLE, list) } else { whole.record() == list };
+        if !right {
+            return Err(Error::corrupt(0, "the parts of records are not where they belong"));
+        }
+        Ok(Shape { widths: [degree, 0], pool, fused })
+    }
+}
+
+/// Links that a node can have, at most.
+const MAX_DEGREE: usize = 256;
+
+impl DiskAnn {
+    /// A builder for vectors of `dim` elements, from 1 to 65,536.
+    pub fn builder(dim: usize) -> DiskAnnBuilder {
+        DiskAnnBuilder::new(dim)
+    }
+}
+
+impl<S: PageStore> DiskAnn<S> {
+    /// Links that a node can have.
+    pub fn degree(&self) -> usize {
+        self.rows.meta.m.get() as usize
+    }
+
+    /// Size of the candidate pool while building.
+    pub fn build_list_size(&self) -> usize {
+        self.rows.meta.ef_construction.get() as usize
+    }
+
+    /// Bits a coordinate of the codes beside links; 0 if there are none.
+    pub fn code_bits(&self) -> u8 {
+        self.rows.meta.code_bits
+    }
+}

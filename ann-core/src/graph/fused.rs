@@ -1,0 +1,237 @@
+//! Fused lists: a node's links with its neighbours' codes beside them.
+//!
+//! The codes of a list are a block for every 32 links: for each neighbour the two factors of its estimate, then the
+//! bits of the codes, transposed for FastScan, one plane for each bit of a coordinate. A code is of what leads from
+//! the node to the neighbour (RaBitQ, arXiv 2405.12497), so estimates are the better the nearer the
+//! neighbour. One call scores a block: exact distance of the node itself plus what the codes say.
+
+use std::ops::Range;
+
+use zerocopy::FromBytes;
+
+use crate::code::Rotation;
+use crate::code::rabitq::{self, Code};
+use crate::error::{Error, Result};
+use crate::kernel::Op;
+use crate::kernel::fastscan::{self, Block, FastScan, Lut};
+use crate::metric::Metric;
+use crate::page::PageStore;
+use crate::rows::{Batch, Meta, NONE, Probe, Rows, VECTORS, WHOLE};
+
+use super::links::{self, target};
+use super::pool::sorting;
+use super::search::{Met, Step};
+
+pub(super) use crate::kernel::fastscan::BLOCK;
+
+/// How lists of one index are laid out, and what makes their codes.
+pub(crate) struct Fused {
+    degree: usize,
+    bits: u8,
+    bytes: usize,
+    /// Whether vectors lie in the records of lists.
+    joined: bool,
+    rotation: Rotation,
+    scan: FastScan,
+}
+
+/// A query, laid out for the estimates of fused lists.
+#[derive(Default)]
+pub(crate) struct Table {
+    floats: Vec<f32>,
+    rotated: Vec<f32>,
+    lut: Lut,
+}
+
+/// What encoding needs; reused from list to list.
+#[derive(Default)]
+pub(crate) struct Encoder {
+    row: Vec<u8>,
+    centre: Vec<f32>,
+    rotated_centre: Vec<f32>,
+    residual: Vec<f32>,
+    rotated: Vec<f32>,
+    code: Vec<u8>,
+    known: Vec<u32>,
+    known_codes: Vec<u8>,
+}
+
+impl Fused {
+    pub(crate) fn new(meta: &Meta, degree: usize, bits: u8) -> Fused {
+        let rotation = Rotation::new(meta.dim.get() as usize, meta.seed.get());
+        let bytes = Fused::bytes_of(rotation.dim(), degree, bits);
+        let joined = meta.arrays[VECTORS].host(VECTORS) == WHOLE;
+        Fused { degree, bits, bytes, joined, rotation, scan: FastScan::new() }
+    }
+
+    /// Bytes of the codes of a list.
+    pub(crate) fn bytes_of(dim: usize, degree: usize, bits: u8) -> usize {
+        let block = 8 * BLOCK + usize::from(bits) * BLOCK * dim.next_multiple_of(8) / 8;
+        degree / BLOCK * block
+    }
+
+    /// Bytes of the codes of a list.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn plane_bytes(&self) -> usize {
+        BLOCK * self.rotation.padded() / 8
+    }
+
+    /// Where in a list a block's additions, its factors and its planes are.
+    fn block(&self, number: usize) -> [Range<usize>; 3] {
+        let planes = usize::from(self.bits) * self.plane_bytes();
+        let start = number * (8 * BLOCK + planes);
+        let middle = start + 4 * BLOCK;
+        [start..middle, middle..middle + 4 * BLOCK, middle + 4 * BLOCK..middle + 4 * BLOCK + planes]
+    }
+
+    /// Lays out a query.
+    pub(crate) fn table<S: PageStore>(&self, rows: &Rows<S>, row: &[u8], table: &mut Table) {
+        let Table { floats, rotated, lut } = table;
+        rows.space.floats(row, floats);
+        self.rotation.apply(floats, rotated);
+        lut.fill(rotated);
+    }
+
+    /// The codes of a list around node `id`. Those that stand in record `old` of two arrays (links and codes), if
+    /// given, are taken from there.
+    pub(crate) fn encode<S: PageStore>(
+        &self,
+        rows: &Rows<S>,
+        id: u32,
+        list: &[u32],
+        old: Option<([usize; 2], u32)>,
+        encoder: &mut Encoder,
+    ) -> Result<Vec<u8>> {
+        let Encoder { row, centre, rotated_centre, residual, rotated, code, known, known_codes } =
+            encoder;
+        known.clear();
+        if let Some((arrays, record)) = old {
+            rows.record(arrays[0], record, |bytes| known.extend(links::each(bytes).map(target)))?;
+            rows.record(arrays[1], record, |bytes| {
+                known_codes.clear();
+                known_codes.extend_from_slice(bytes);
+            })?;
+        }
+        rows.row(id, row)?;
+        rows.space.floats(row, centre);
+        self.rotation.apply(centre, rotated_centre);
+        let mut bytes = vec![0; self.bytes()];
+        code.resize(self.rotation.padded(), 0);
+        for (at, &link) in list.iter().enumerate() {
+            if let Some(from) = known.iter().position(|&known| known == target(link)) {
+                self.copy_lane(known_codes, from, &mut bytes, at, code);
+                continue;
+            }
+            rows.row(target(link), row)?;
+            rows.space.floats(row, residual);
+            residual.iter_mut().zip(&*centre).for_each(|(value, centre)| *value -= centre);
+            self.rotation.apply(residual, rotated);
+            let op = match rows.space.metric {
+                Metric::InnerProduct => Op::Dot,
+                Metric::L2sq | Metric::Cosine => Op::L2sq,
+            };
+            let mut found = rabitq::encode(op, self.bits, rotated, Some(rotated_centre), code);
+            if rows.space.metric == Metric::Cosine {
+                // Half the squared distance of vectors of length one.
+                (found.add, found.mul) = (found.add / 2.0, found.mul / 2.0);
+            }
+            self.put_lane(&mut bytes, at, &found, code);
+        }
+        Ok(bytes)
+    }
+
+    fn put_lane(&self, bytes: &mut [u8], at: usize, found: &Code, code: &[u8]) {
+        let [add, mul, planes] = self.block(at / BLOCK);
+        let lane = at % BLOCK;
+        bytes[add][4 * lane..][..4].copy_from_slice(&found.add.to_le_bytes());
+        bytes[mul][4 * lane..][..4].copy_from_slice(&found.mul.to_le_bytes());
+        fastscan::put(&mut bytes[planes], self.bits, lane, code);
+    }
+
+    fn copy_lane(&self, from: &[u8], lane: usize, to: &mut [u8], at: usize, code: &mut [u8]) {
+        let [add, mul, planes] = self.block(lane / BLOCK);
+        let factor = |range: Range<usize>| {
+            let bytes = &from[range][4 * (lane % BLOCK)..][..4];
+            f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+        };
+        let known = Code { add: factor(add), mul: factor(mul), error: 0.0 };
+        fastscan::get(&from[planes], self.bits, lane % BLOCK, code);
+        self.put_lane(to, at, &known, code);
+    }
+
+    /// Calls `found` with the links of a list whose estimates come below `bound`. `ids` and `codes` are the list's
+    /// bytes; it is of a node at the exact distance `base` from the query.
+    #[inline(always)]
+    pub(super) fn below(
+        &self,
+        (ids, codes): (&[u8], &[u8]),
+        (base, bound): (f32, f32),
+        table: &Table,
+        mut found: impl FnMut(u32, f32) -> Result<()>,
+    ) -> Result<()> {
+        let misplaced = || Error::corrupt(0, "codes at an odd place");
+        for number in 0..self.degree / BLOCK {
+            let mut estimates = [0f32; BLOCK];
+            let [add, mul, planes] = self.block(number).map(|range| &codes[range]);
+            let block = Block {
+                planes,
+                bits: self.bits,
+                add: FromBytes::ref_from_bytes(add).map_err(|_| misplaced())?,
+                mul: FromBytes::ref_from_bytes(mul).map_err(|_| misplaced())?,
+            };
+            let mut mask = self.scan.estimates(&block, &table.lut, base, bound, &mut estimates);
+            let (ids, _) = ids[4 * BLOCK * number..].as_chunks::<4>();
+            while mask != 0 {
+                let lane = mask.trailing_zeros() as usize;
+                mask &= mask - 1;
+                let link = u32::from_le_bytes(ids[lane]);
+                if link == NONE {
+                    break;
+                }
+                found(link, estimates[lane])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Replaces the batch with the neighbours of a node whose estimated distances come below the step's bound and are the
+/// best so far; returns the node's exact distance.
+#[inline]
+pub(super) fn expand<S: PageStore>(
+    rows: &Rows<S>,
+    fused: &Fused,
+    step: &Step,
+    Met { best, olds, .. }: Met<'_>,
+    batch: &mut Batch,
+    (probe, table): (&Probe, &Table),
+) -> Result<f32> {
+    batch.ids.clear();
+    batch.distances.clear();
+    olds.clear();
+    // A vector that lies elsewhere is read first: no two pages are held at a time.
+    let apart = match fused.joined {
+        true => None,
+        false => {
+            let vectors = rows.array(VECTORS)?;
+            Some(rows.space.score_one(&rows.store, vectors, probe, step.node)?)
+        }
+    };
+    rows.record(WHOLE, step.node, |record| {
+        let (ids, rest) = record.split_at(4 * fused.degree);
+        let (codes, vector) = rest.split_at(fused.bytes);
+        let own = apart.unwrap_or_else(|| rows.space.distance(probe, vector));
+        fused.below((ids, codes), (own, step.bound), table, |link, distance| {
+            if let Some(old) = best.improve(target(link), sorting(distance))? {
+                batch.ids.push(target(link));
+                batch.distances.push(distance);
+                olds.push(old);
+            }
+            Ok(())
+        })?;
+        Ok(own)
+    })?
+}
