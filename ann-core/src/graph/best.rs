@@ -15,6 +15,7 @@ const EXPANDED: u16 = 0;
 pub(crate) struct Best {
     estimates: Vec<u16>,
     met: Vec<u32>,
+    again: usize,
 }
 
 impl Best {
@@ -24,6 +25,7 @@ impl Best {
             self.estimates[id as usize] = UNMET;
         }
         self.estimates.resize(slots as usize, UNMET);
+        self.again = 0;
     }
 
     /// Takes note of an estimate, in its sorting form; the one it takes the place of, if it is better than that. An id
@@ -35,13 +37,21 @@ impl Best {
             return Err(Error::corrupt(0, format!("a link names slot {id}, which does not exist")));
         };
         if rounded >= *best {
+            self.again += usize::from(*best != EXPANDED);
             return Ok(None);
         }
         let old = std::mem::replace(best, rounded);
-        if old == UNMET {
-            self.met.push(id);
+        match old {
+            UNMET => self.met.push(id),
+            _ => self.again += 1,
         }
         Ok(Some(old))
+    }
+
+    /// How often nodes that were met before, but not expanded, have been met again since this was asked last.
+    #[inline(always)]
+    pub(crate) fn met_again(&mut self) -> usize {
+        std::mem::take(&mut self.again)
     }
 
     /// From now on no estimate of this node, which has been met, is any better. False if that is so already.
@@ -66,8 +76,10 @@ mod tests {
         assert_eq!(best.improve(3, 7 << 16).unwrap(), None);
         assert_eq!(best.improve(3, 8 << 16).unwrap(), None);
         assert_eq!(best.improve(3, 6 << 16).unwrap(), Some(7));
+        assert_eq!((best.met_again(), best.met_again()), (3, 0));
         assert!(best.expand(3) && !best.expand(3));
         assert_eq!(best.improve(3, 0).unwrap(), None);
+        assert_eq!(best.met_again(), 0);
         assert_eq!(best.improve(4, u32::MAX).unwrap(), Some(UNMET));
         assert!(best.improve(10, 0).is_err());
         best.reset(4);

@@ -176,8 +176,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             let cost = Cost { hops: 0, distances: ids.len() as u64 };
             return Ok((self.scan(scratch, ids, options.k, f32::INFINITY)?, cost));
         }
-        let (ef, radius) = (options.pool_size(), f32::NEG_INFINITY);
-        let cost = self.search_pool(scratch, &plan.matcher, ef, radius, false)?;
+        let (sizes, radius) = ((options.pool_size(), options.k), f32::NEG_INFINITY);
+        let cost = self.search_pool(scratch, &plan.matcher, sizes, radius, false)?;
         Ok((self.hits(self.found(scratch).admitted(), &plan.matcher, options.k)?, cost))
     }
 
@@ -311,7 +311,8 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         if let Some(ids) = &plan.exact {
             return self.scan(scratch, ids, usize::MAX, radius);
         }
-        self.search_pool(scratch, &plan.matcher, options.pool_size(), radius, false)?;
+        let sizes = (options.pool_size(), options.pool_size());
+        self.search_pool(scratch, &plan.matcher, sizes, radius, false)?;
         let within = self.found(scratch).admitted().take_while(|&(distance, _)| distance <= radius);
         self.hits(within, &plan.matcher, usize::MAX)
     }
@@ -337,7 +338,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         while ready.len() < n {
             if !*started {
                 let ef = scratch.pool.size();
-                self.search_pool(scratch, &matcher, ef, f32::NEG_INFINITY, true)?;
+                self.search_pool(scratch, &matcher, (ef, ef), f32::NEG_INFINITY, true)?;
                 *started = true;
             } else {
                 if !scratch.pool.refill() {

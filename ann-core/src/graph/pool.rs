@@ -12,6 +12,8 @@
 const EXPANDED: u64 = 1 << 31;
 /// Set in a candidate's id if it is a way-point only.
 const OUTSIDE: u64 = 1 << 30;
+/// Repeats that take a place of the pool.
+const REPEATS: usize = 4;
 /// The bits of an id that are the id.
 pub(crate) const ID: u32 = (1 << 30) - 1;
 
@@ -45,6 +47,9 @@ pub(crate) struct Pool {
     /// Admitted candidates in the pool.
     admitted: usize,
     ef: usize,
+    /// What repeats may take of `ef`: down to so many, and how many there were that have taken nothing yet.
+    least: usize,
+    repeats: usize,
     radius: f32,
     bound: f32,
     resumable: bool,
@@ -57,8 +62,27 @@ impl Pool {
         self.clear();
         self.overflow.clear();
         self.ef = ef;
+        self.least = ef;
         self.radius = radius;
         self.resumable = resumable;
+    }
+
+    /// Lets candidates that come again take places, until so many are left.
+    pub(crate) fn shrink_to(&mut self, least: usize) {
+        self.least = least.min(self.ef);
+        self.repeats = 0;
+    }
+
+    /// Takes note that candidates have come again: what a search meets it knows already, so there is less left to
+    /// find. Every few of them take a place.
+    #[inline]
+    pub(crate) fn met_again(&mut self, repeats: usize) {
+        self.repeats += repeats;
+        if self.repeats >= REPEATS && self.ef > self.least {
+            self.ef = self.ef.saturating_sub(self.repeats / REPEATS).max(self.least);
+            self.repeats %= REPEATS;
+            self.trim();
+        }
     }
 
     /// The number of admitted candidates that the pool keeps.
@@ -100,7 +124,7 @@ impl Pool {
         let at = self.place_of(candidate);
         let len = self.candidates.len();
         let is_plain = admitted && self.admitted == len && !self.resumable;
-        if is_plain && len >= self.ef && self.radius == f32::NEG_INFINITY && at < len {
+        if is_plain && len == self.ef && self.radius == f32::NEG_INFINITY && at < len {
             // The last one makes room.
             let second = self.candidates[len.saturating_sub(2)];
             self.bound = self::distance(if at == len - 1 { candidate } else { second });
@@ -272,6 +296,23 @@ mod tests {
         assert_eq!(pool.pop(), Some((1, true)));
         pool.improve(old(3.0), 0.5, 9, true);
         assert_eq!((pool.pop(), pool.pop(), pool.pop()), (Some((9, true)), Some((5, true)), None));
+    }
+
+    #[test]
+    fn repeats_take_places() {
+        let mut pool = Pool::default();
+        pool.reset(6, f32::NEG_INFINITY, false);
+        pool.shrink_to(3);
+        (1..=6).for_each(|id| pool.insert(id as f32, id, true));
+        pool.met_again(REPEATS - 1);
+        assert_eq!(pool.bound(), 6.0);
+        pool.met_again(1);
+        assert_eq!((admitted(&pool).len(), pool.bound()), (5, 5.0));
+        pool.met_again(10 * REPEATS);
+        assert_eq!((admitted(&pool), pool.bound()), (vec![1, 2, 3], 3.0));
+        pool.reset(6, f32::NEG_INFINITY, false);
+        pool.met_again(10 * REPEATS);
+        assert_eq!(pool.size(), 6);
     }
 
     #[test]

@@ -116,12 +116,12 @@ pub(super) fn best_first<S: PageStore>(
 }
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
-    /// Searches the bottom level for the scratch's probe; the pool holds what was found.
+    /// Searches the bottom level for the scratch's probe, for at least `least` candidates of `ef` in the end.
     pub(super) fn search_pool(
         &self,
         scratch: &mut Scratch,
         matcher: &Matcher<'_>,
-        ef: usize,
+        (ef, least): (usize, usize),
         radius: f32,
         resumable: bool,
     ) -> Result<Cost> {
@@ -131,6 +131,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         // A search that may be resumed returns all that it expands.
         scratch.found.reset(if resumable { usize::MAX } else { ef }, radius, false);
         scratch.estimated = self.shape.fused.is_some();
+        scratch.pool.shrink_to(least);
         (scratch.hops, scratch.scored) = (0, 0);
         let Some((id, level)) = entry(rows)? else {
             return Ok(cost);

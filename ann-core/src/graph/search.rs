@@ -126,6 +126,7 @@ impl Scratch {
                     pool.refuse(distance, id);
                 }
             }
+            pool.met_again(best.met_again());
         }
     }
 }
