@@ -8,16 +8,20 @@ mod common;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use ann_core::{AddOptions, Filter, Flat, Hnsw, Index, Isa, Metric, Search};
+use ann_core::{AddOptions, DiskAnn, Filter, Flat, Hnsw, Index, Isa, Metric, Search};
 use common::SmallSet;
 
 const K: usize = 10;
 
-fn build(set: &SmallSet, metric: Metric) -> Hnsw {
+fn hnsw(metric: Metric) -> Hnsw {
     let builder = Hnsw::builder(100).metric(metric).m(16).ef_construction(100).seed(0);
-    let mut index = builder.instruction_set(Isa::Scalar).build().unwrap();
-    index.add(set.base.view(), None, AddOptions::new()).unwrap();
-    index
+    builder.instruction_set(Isa::Scalar).build().unwrap()
+}
+
+/// Estimates from codes are the same on all instruction sets.
+fn diskann(metric: Metric) -> DiskAnn {
+    let builder = DiskAnn::builder(100).metric(metric).build_list_size(100).seed(0);
+    builder.instruction_set(Isa::Scalar).build().unwrap()
 }
 
 /// Keys of the true nearest vectors of each query.
@@ -30,7 +34,12 @@ fn truth(set: &SmallSet, metric: Metric) -> Vec<Vec<u64>> {
 }
 
 /// Hops, distances and, of the true nearest, those found; summed over all queries.
-fn search(index: &Hnsw, set: &SmallSet, truth: &[Vec<u64>], options: &Search<'_>) -> [u64; 3] {
+fn search(
+    index: &impl Index,
+    set: &SmallSet,
+    truth: &[Vec<u64>],
+    options: &Search<'_>,
+) -> [u64; 3] {
     let mut sums = [0; 3];
     for (query, truth) in set.queries.rows().into_iter().zip(truth) {
         let (hits, cost) = index.search_counted(&query.to_vec(), options).unwrap();
@@ -41,13 +50,14 @@ fn search(index: &Hnsw, set: &SmallSet, truth: &[Vec<u64>], options: &Search<'_>
     sums
 }
 
-fn report() -> String {
+fn report<I: Index>(empty: fn(Metric) -> I) -> String {
     let set = common::small_set();
     let mut out = String::new();
     for metric in [Metric::Cosine, Metric::L2sq] {
         let truth = truth(&set, metric);
-        let mut index = build(&set, metric);
-        let mut line = |name: &str, index: &Hnsw, options: &Search<'_>| {
+        let mut index = empty(metric);
+        index.add(set.base.view(), None, AddOptions::new()).unwrap();
+        let mut line = |name: &str, index: &I, options: &Search<'_>| {
             let [hops, distances, found] = search(index, &set, &truth, options);
             writeln!(out, "{metric} {name}: hops {hops} distances {distances} found {found}")
                 .unwrap();
@@ -73,11 +83,19 @@ fn report() -> String {
 }
 
 #[test]
-fn costs_are_as_recorded() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hnsw-small.txt");
-    let now = report();
+fn costs_of_hnsw_are_as_recorded() {
+    compare("tests/golden/hnsw-small.txt", &report(hnsw));
+}
+
+#[test]
+fn costs_of_diskann_are_as_recorded() {
+    compare("tests/golden/diskann-small.txt", &report(diskann));
+}
+
+fn compare(file: &str, now: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
     if std::env::var_os("ANN_BLESS").is_some() {
-        std::fs::write(&path, &now).unwrap();
+        std::fs::write(&path, now).unwrap();
         return;
     }
     let golden = std::fs::read_to_string(&path).unwrap();
