@@ -27,7 +27,7 @@ impl Rotation {
     /// If `dim` is zero or larger than [`MAX_DIM`].
     pub fn new(dim: usize, seed: u64) -> Rotation {
         assert!((1..=MAX_DIM).contains(&dim), "dimension {dim} is not allowed: 1 to {MAX_DIM}");
-        let padded = dim.next_multiple_of(hadamard::STEP);
+        let padded = Rotation::padded_of(dim);
         let window = hadamard::window(padded);
         let mut factors = Vec::with_capacity(ROUNDS * padded);
         for round in 0..ROUNDS {
@@ -47,6 +47,11 @@ impl Rotation {
             }
         }
         Rotation { dim, padded, factors, hadamard: Hadamard::new() }
+    }
+
+    /// Coordinates of a rotated vector of `dim` coordinates.
+    pub fn padded_of(dim: usize) -> usize {
+        dim.next_multiple_of(hadamard::STEP)
     }
 
     /// Coordinates of a vector.

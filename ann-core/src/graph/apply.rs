@@ -15,6 +15,16 @@ use super::insert::Staged;
 use super::plan::{Merge, merge};
 use super::{Graph, Topology};
 
+/// What a list's codes are taken from.
+pub(super) enum Beside<'a> {
+    /// Nothing: the node has had no list.
+    Nothing,
+    /// The list that the node has now, as far as that names the same nodes.
+    List,
+    /// They are known.
+    Codes(&'a [u8]),
+}
+
 impl<S: PageStore, K: Topology> Graph<S, K> {
     /// If a key's vector is already the one in a row: the graph node on whose chain it is.
     pub(super) fn unchanged<T: Element>(
@@ -44,14 +54,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     ) -> Result<()> {
         for (level, list) in (0..).zip(lists) {
             let mut change = Change::default();
-            let made;
-            let codes = match codes.filter(|_| level == 0) {
-                Some(codes) => codes,
-                None => {
-                    made = self.codes(staged.place(level), &list, true, &mut Encoder::default())?;
-                    &made
-                }
-            };
+            let codes = codes.map_or(Beside::Nothing, Beside::Codes);
             self.change_list(&mut change, staged.place(level), &list, codes)?;
             self.rows.commit(&mut change)?;
         }
@@ -61,8 +64,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Replaces a list, whatever it is now.
     pub(super) fn put_list(&mut self, place: (usize, u32), list: &[u32]) -> Result<()> {
         let mut change = Change::default();
-        let codes = self.codes(place, list, false, &mut Encoder::default())?;
-        self.change_list(&mut change, place, list, &codes)?;
+        self.change_list(&mut change, place, list, Beside::List)?;
         self.rows.commit(&mut change)?;
         Ok(())
     }
@@ -85,20 +87,29 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
     }
 
-    /// Adds a list and its codes to a change.
+    /// Adds a list, and at the bottom level its codes, to a change.
     pub(super) fn change_list(
         &self,
         change: &mut Change,
         (array, record): (usize, u32),
         list: &[u32],
-        codes: &[u8],
+        beside: Beside<'_>,
     ) -> Result<()> {
         let width = self.width(u8::from(array != LINKS));
         change.put_record(self.rows.array(array)?, record, &links::encode(list, width))?;
-        if !codes.is_empty() {
-            change.put_record(self.rows.array(CODES)?, record, codes)?;
+        if self.shape.fused.is_none() || array != LINKS {
+            return Ok(());
         }
-        Ok(())
+        let made;
+        let codes = match beside {
+            Beside::Codes(codes) => codes,
+            now => {
+                let fresh = matches!(now, Beside::Nothing);
+                made = self.codes((array, record), list, fresh, &mut Encoder::default())?;
+                &made
+            }
+        };
+        change.put_record(self.rows.array(CODES)?, record, codes)
     }
 
     /// A node's birth: it becomes visible, and its parent links to it, in one write.
@@ -121,9 +132,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                     let what = format!("slot {parent} has only marked links");
                     return Err(Error::corrupt(0, what));
                 }
-                let place = (LINKS, parent);
-                let codes = self.codes(place, &list, false, &mut Encoder::default())?;
-                self.change_list(&mut change, place, &list, &codes)?;
+                self.change_list(&mut change, (LINKS, parent), &list, Beside::List)?;
             }
             let level = node.level;
             let born = self.rows.birth(change, id, node, replaces, |meta| {
@@ -182,16 +191,8 @@ pub(super) fn apply_merge<S: PageStore, K: Topology>(
         let mut change = Change::default();
         let array = index.rows.array(plan.array)?;
         change.expect_record(array, plan.record, &links::seen(&now, width))?;
-        let place = (plan.array, plan.record);
-        let made;
-        let codes = match codes.filter(|_| holds) {
-            Some(codes) => codes,
-            None => {
-                made = index.codes(place, &list, false, &mut Encoder::default())?;
-                &made
-            }
-        };
-        index.change_list(&mut change, place, &list, codes)?;
+        let codes = codes.filter(|_| holds).map_or(Beside::List, Beside::Codes);
+        index.change_list(&mut change, (plan.array, plan.record), &list, codes)?;
         if index.rows.commit(&mut change)? {
             return Ok(());
         }

@@ -66,7 +66,8 @@ impl Fused {
 
     /// Bytes of the codes of a list.
     pub(crate) fn bytes_of(dim: usize, degree: usize, bits: u8) -> usize {
-        let block = 8 * BLOCK + usize::from(bits) * BLOCK * dim.next_multiple_of(8) / 8;
+        let plane = fastscan::plane_bytes(Rotation::padded_of(dim));
+        let block = 8 * BLOCK + usize::from(bits) * plane;
         degree / BLOCK * block
     }
 
@@ -75,13 +76,9 @@ impl Fused {
         self.bytes
     }
 
-    fn plane_bytes(&self) -> usize {
-        BLOCK * self.rotation.padded() / 8
-    }
-
     /// Where in a list a block's additions, its factors and its planes are.
     fn block(&self, number: usize) -> [Range<usize>; 3] {
-        let planes = usize::from(self.bits) * self.plane_bytes();
+        let planes = usize::from(self.bits) * fastscan::plane_bytes(self.rotation.padded());
         let start = number * (8 * BLOCK + planes);
         let middle = start + 4 * BLOCK;
         [start..middle, middle..middle + 4 * BLOCK, middle + 4 * BLOCK..middle + 4 * BLOCK + planes]

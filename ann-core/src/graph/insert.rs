@@ -500,7 +500,6 @@ fn complete<S: PageStore, K: Topology>(
         let (array, record) = staged.place(level);
         let list = lists.list(at, level).to_vec();
         let node = staged.id;
-        let codes = codes.filter(|_| level == 0);
         apply_merge(index, &Merge { array, record, node, sources: Vec::new(), list }, codes)?;
     }
     Ok(())

@@ -21,7 +21,7 @@ use crate::graph::tree;
 use crate::page::PageStore;
 use crate::rows::{Change, LINKS, NODES, NONE, State};
 
-use super::fused::Encoder;
+use super::apply::Beside;
 use super::query::place;
 use super::{Graph, Topology};
 
@@ -208,8 +208,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 links::read(&self.rows, LINKS, id, &mut list)?;
                 change.expect_record(array, id, &links::seen(&list, width))?;
                 edit(&mut list, other);
-                let codes = self.codes((LINKS, id), &list, false, &mut Encoder::default())?;
-                self.change_list(&mut change, (LINKS, id), &list, &codes)?;
+                self.change_list(&mut change, (LINKS, id), &list, Beside::List)?;
             }
             if self.rows.commit(&mut change)? {
                 return Ok(());
