@@ -6,12 +6,9 @@ use crate::graph::Fused;
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
-use crate::rows::{
-    Array, ArrayMeta, CODES, Kind, LINKS, Rows, Space, UPPER, UPPER_CODES, UPPER_WHOLE, VECTORS,
-    WHOLE,
-};
+use crate::rows::{Array, Kind, Rows, Space, VECTORS};
 
-use super::{DiskAnn, MAX_DEGREE};
+use super::{DiskAnn, MAX_DEGREE, parts};
 
 /// Makes a [`DiskAnn`] index.
 #[derive(Clone, Debug)]
@@ -118,18 +115,9 @@ impl DiskAnnBuilder {
         let whole = Space::round_stride(list + space.stride());
         let (links, codes) = (4 * self.degree, self.codes(bits));
         let rows = Rows::create(store, Kind::DiskAnn, space, |meta| {
-            let stride = if whole <= room { whole } else { list };
-            meta.arrays[WHOLE] = ArrayMeta::part(stride, 0, stride, None);
-            meta.arrays[LINKS] = ArrayMeta::part(stride, 0, links, Some(WHOLE));
-            meta.arrays[UPPER_WHOLE] = ArrayMeta::part(list, 0, list, None);
-            meta.arrays[UPPER] = ArrayMeta::part(list, 0, links, Some(UPPER_WHOLE));
-            if codes > 0 {
-                meta.arrays[CODES] = ArrayMeta::part(stride, links, codes, Some(WHOLE));
-                meta.arrays[UPPER_CODES] = ArrayMeta::part(list, links, codes, Some(UPPER_WHOLE));
-            }
-            if whole <= room {
-                let vector = meta.arrays[VECTORS].record();
-                meta.arrays[VECTORS] = ArrayMeta::part(stride, list, vector, Some(WHOLE));
+            let joined = (whole <= room).then(|| (meta.arrays[VECTORS].record(), whole));
+            for (array, part) in parts(links, codes, joined) {
+                meta.arrays[array] = part;
             }
             meta.m = (self.degree as u32).into();
             meta.ef_construction = (self.build_list_size.max(self.degree) as u32).into();

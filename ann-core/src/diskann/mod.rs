@@ -9,7 +9,9 @@ mod builder;
 use crate::error::{Error, Result};
 use crate::graph::{Fused, Graph, Shape, Shaped, Topology};
 use crate::page::{MemStore, PageStore};
-use crate::rows::{CODES, Kind, LINKS, Meta, UPPER, UPPER_CODES, UPPER_WHOLE, VECTORS, WHOLE};
+use crate::rows::{
+    ArrayMeta, CODES, Kind, LINKS, Meta, UPPER, UPPER_CODES, UPPER_WHOLE, VECTORS, WHOLE,
+};
 
 pub use builder::DiskAnnBuilder;
 
@@ -53,32 +55,43 @@ impl Shaped for Vamana {
             bits => return Err(Error::corrupt(0, format!("codes of {bits} bits"))),
         };
         let codes = fused.as_ref().map_or(0, Fused::bytes);
-        let sizes =
-            [(LINKS, 4 * degree), (UPPER, 4 * degree), (CODES, codes), (UPPER_CODES, codes)];
-        for (array, size) in sizes {
-            let got = meta.arrays[array].record();
-            if got != size {
-                let what = format!("records of array {array} have {got} bytes, not {size}");
+        let vector = &meta.arrays[VECTORS];
+        let joined = (vector.host(VECTORS) == WHOLE)
+            .then(|| (vector.record(), meta.arrays[WHOLE].stride.get() as usize));
+        for (array, part) in parts(4 * degree, codes, joined) {
+            if meta.arrays[array] != part {
+                let what = format!("array {array} is not where its records belong");
                 return Err(Error::corrupt(0, what));
             }
         }
-        // A record is links, codes, and the vector if it lies there.
-        let (whole, vector) = (&meta.arrays[WHOLE], &meta.arrays[VECTORS]);
-        let list = 4 * degree + codes;
-        let joined = vector.host(VECTORS) == WHOLE;
-        let right = whole.host(WHOLE) == WHOLE
-            && whole.record() == whole.stride.get() as usize
-            && meta.arrays[LINKS].place() == (WHOLE, 0)
-            && meta.arrays[UPPER].place() == (UPPER_WHOLE, 0)
-            && (codes == 0 || meta.arrays[CODES].place() == (WHOLE, 4 * degree))
-            && (codes == 0 || meta.arrays[UPPER_CODES].place() == (UPPER_WHOLE, 4 * degree))
-            && meta.arrays[UPPER_WHOLE].record() == list
-            && if joined { vector.place() == (WHOLE, list) } else { whole.record() == list };
-        if !right {
-            return Err(Error::corrupt(0, "the parts of records are not where they belong"));
-        }
         Ok(Shape { widths: [degree, 0], pool, fused })
     }
+}
+
+/// The arrays of lists: of `links` bytes with `codes` bytes behind them. If vectors are `joined` to their lists, one of
+/// so many bytes follows, and records begin so many bytes apart.
+fn parts(
+    links: usize,
+    codes: usize,
+    joined: Option<(usize, usize)>,
+) -> impl Iterator<Item = (usize, ArrayMeta)> {
+    let list = links + codes;
+    let stride = joined.map_or(list, |(_, stride)| stride);
+    let beside = |stride, host| match codes {
+        0 => ArrayMeta::default(),
+        _ => ArrayMeta::part(stride, links, codes, Some(host)),
+    };
+    let vector =
+        joined.map(|(size, _)| (VECTORS, ArrayMeta::part(stride, list, size, Some(WHOLE))));
+    let lists = [
+        (WHOLE, ArrayMeta::part(stride, 0, stride, None)),
+        (LINKS, ArrayMeta::part(stride, 0, links, Some(WHOLE))),
+        (CODES, beside(stride, WHOLE)),
+        (UPPER_WHOLE, ArrayMeta::part(list, 0, list, None)),
+        (UPPER, ArrayMeta::part(list, 0, links, Some(UPPER_WHOLE))),
+        (UPPER_CODES, beside(list, UPPER_WHOLE)),
+    ];
+    lists.into_iter().chain(vector)
 }
 
 /// Links that a node can have, at most.

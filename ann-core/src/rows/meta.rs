@@ -61,7 +61,9 @@ impl std::fmt::Display for Kind {
 }
 
 /// The shape of one record array; its extents are in the list behind the meta page's fixed part.
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Default, PartialEq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub(crate) struct ArrayMeta {
     /// Bytes from one record to the next; 0 where the index has no such array.
@@ -101,11 +103,6 @@ impl ArrayMeta {
             0 => self.stride.get() as usize,
             size => size as usize,
         }
-    }
-
-    /// The array that it lies in, and where in that one's records. Only for a part of another array.
-    pub(crate) fn place(&self) -> (usize, usize) {
-        (self.host(usize::MAX), self.skip.get() as usize)
     }
 
     /// Which array's extents hold the records of array `number`, which this is.
