@@ -45,8 +45,9 @@ fn codes(c: &mut Criterion) {
                 let block = Block {
                     planes: &planes[..usize::from(bits) * plane_bytes(padded)],
                     bits,
-                    add: &[0.5; 32],
-                    mul: &[0.25; 32],
+                    add: &[0x3800; 32],
+                    mul: &[0x3400; 32],
+                    scales: [1.0; 2],
                 };
                 group.bench_function(format!("{:?} estimates {bits}", scan.isa()), |b| {
                     b.iter(|| scan.estimates(black_box(&block), &lut, 1.0, 2.0, &mut out));

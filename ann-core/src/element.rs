@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use crate::error::{Error, Result};
 
@@ -72,6 +73,20 @@ impl FromStr for DType {
     }
 }
 
+/// Elements that are turned into floats at a time.
+pub(crate) const STEP: usize = 32;
+
+/// Calls `each` with the floats of little-endian `bytes`, [`STEP`] at a time.
+pub(crate) fn floats_of<T: Element>(bytes: &[u8], mut each: impl FnMut(&[f32])) {
+    let (mut values, mut floats) = ([T::from_f32(0.0); STEP], [0f32; STEP]);
+    for bytes in bytes.chunks(STEP * size_of::<T>()) {
+        let count = bytes.len() / size_of::<T>();
+        T::read_bytes(bytes, &mut values);
+        T::to_f32s(&values, &mut floats);
+        each(&floats[..count]);
+    }
+}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}
@@ -88,6 +103,11 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + PartialEq + fmt::Debug 
     /// The value as a float.
     fn to_f32(self) -> f32;
 
+    /// Makes the first of `out` the floats of `values`, faster than one by one.
+    fn to_f32s(values: &[Self], out: &mut [f32]) {
+        out.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_f32());
+    }
+
     /// The nearest value of this type; integers round and saturate.
     fn from_f32(value: f32) -> Self;
 
@@ -96,12 +116,17 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + PartialEq + fmt::Debug 
 
     /// Reads little-endian `bytes` back; its length must be a multiple of the element's size.
     fn from_bytes(bytes: &[u8]) -> Vec<Self>;
+
+    /// Makes the first of `out` what little-endian `bytes` hold.
+    fn read_bytes(bytes: &[u8], out: &mut [Self]);
 }
 
 macro_rules! element {
-    ($type:ty, $dtype:expr, |$value:ident| $to_f32:expr, |$float:ident| $from_f32:expr) => {
+    ($type:ty, $dtype:expr, |$value:ident| $to_f32:expr, |$float:ident| $from_f32:expr $(, $to_f32s:item)?) => {
         impl Element for $type {
             const DTYPE: DType = $dtype;
+
+            $($to_f32s)?
 
             fn to_f32(self) -> f32 {
                 let $value = self;
@@ -113,9 +138,10 @@ macro_rules! element {
             }
 
             fn extend_bytes(values: &[$type], out: &mut Vec<u8>) {
-                out.reserve(size_of_val(values));
-                for value in values {
-                    out.extend_from_slice(&value.to_le_bytes());
+                let start = out.len();
+                out.resize(start + size_of_val(values), 0);
+                for (bytes, value) in out[start..].as_chunks_mut().0.iter_mut().zip(values) {
+                    *bytes = value.to_le_bytes();
                 }
             }
 
@@ -123,11 +149,28 @@ macro_rules! element {
                 let (chunks, _) = bytes.as_chunks::<{ size_of::<$type>() }>();
                 chunks.iter().map(|&chunk| <$type>::from_le_bytes(chunk)).collect()
             }
+
+            fn read_bytes(bytes: &[u8], out: &mut [$type]) {
+                let (chunks, _) = bytes.as_chunks::<{ size_of::<$type>() }>();
+                for (out, &chunk) in out.iter_mut().zip(chunks) {
+                    *out = <$type>::from_le_bytes(chunk);
+                }
+            }
         }
     };
 }
 
 element!(f32, DType::F32, |v| v, |x| x);
-element!(f16, DType::F16, |v| f16::to_f32(v), |x| f16::from_f32(x));
+element!(
+    f16,
+    DType::F16,
+    |v| f16::to_f32(v),
+    |x| f16::from_f32(x),
+    // half converts slices with the machine's vector instructions, single values without.
+    fn to_f32s(values: &[f16], out: &mut [f32]) {
+        let len = values.len().min(out.len());
+        values[..len].convert_to_f32_slice(&mut out[..len]);
+    }
+);
 element!(i8, DType::I8, |v| f32::from(v), |x| x.round() as i8);
 element!(u8, DType::U8, |v| f32::from(v), |x| x.round() as u8);

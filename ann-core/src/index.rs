@@ -28,6 +28,10 @@ pub struct Search<'a> {
     pub k: usize,
     /// Size of the candidate pool in graph searches: more is slower and finds more. At least `k` is used.
     pub ef: Option<usize>,
+    /// Candidates of a [`crate::DiskAnn`] search that are fetched before the first of them is read: more hides more of
+    /// the time that fetching takes, and spends more of it on candidates that better ones would have replaced. Without
+    /// it, what suits the size of the index's records; other indexes do not use it.
+    pub beam: Option<usize>,
     /// Which vectors may be returned.
     pub filter: Filter<'a>,
 }
@@ -35,12 +39,18 @@ pub struct Search<'a> {
 impl<'a> Search<'a> {
     /// A search for the `k` nearest.
     pub fn new(k: usize) -> Search<'a> {
-        Search { k, ef: None, filter: Filter::None }
+        Search { k, ef: None, beam: None, filter: Filter::None }
     }
 
     /// Sets the size of the candidate pool, from 1 to 1,000,000.
     pub fn ef(mut self, ef: usize) -> Search<'a> {
         self.ef = Some(ef);
+        self
+    }
+
+    /// Sets how many candidates are fetched at a time, from 1 to 64.
+    pub fn beam(mut self, beam: usize) -> Search<'a> {
+        self.beam = Some(beam);
         self
     }
 
@@ -54,6 +64,11 @@ impl<'a> Search<'a> {
     pub(crate) fn check(&self) -> Result<()> {
         if self.k == 0 {
             return Err(Error::parameter("k", 0, "at least 1"));
+        }
+        if let Some(beam) = self.beam
+            && !(1..=MAX_BEAM).contains(&beam)
+        {
+            return Err(Error::parameter("beam", beam, format!("from 1 to {MAX_BEAM}")));
         }
         match self.ef {
             Some(ef) if !(1..=MAX_EF).contains(&ef) => {
@@ -74,6 +89,9 @@ pub const DEFAULT_EF: usize = 64;
 
 /// The largest candidate pool.
 pub const MAX_EF: usize = 1_000_000;
+
+/// The largest beam.
+pub const MAX_BEAM: usize = 64;
 
 /// What one search did; see [`Index::search_counted`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -46,7 +46,9 @@ pub use flat::{Flat, FlatBuilder};
 pub use graph::plain;
 pub use graph::{Graph, Insertion, Topology};
 pub use hnsw::{Hierarchy, Hnsw, HnswBuilder};
-pub use index::{AddOptions, Cost, Cursor, DEFAULT_EF, Filter, Hit, Index, MAX_EF, Search, Stats};
+pub use index::{
+    AddOptions, Cost, Cursor, DEFAULT_EF, Filter, Hit, Index, MAX_BEAM, MAX_EF, Search, Stats,
+};
 pub use kernel::Isa;
 pub use metric::Metric;
 pub use open::{AnyIndex, open, open_writable};

@@ -536,7 +536,7 @@ fn codes_that_verify_has_to_see() {
     };
     let links = 4 * 32;
     for (what, from) in
-        [("a summand", links), ("a factor", links + 4 * 32), ("a plane", links + 8 * 32 + 3)]
+        [("a summand", links), ("a factor", links + 2 * 32), ("a plane", links + 4 * 32 + 3)]
     {
         seen(what, from, WHOLE, find(&whole, 1, 9).0);
         seen(what, from, UPPER_WHOLE, 0);

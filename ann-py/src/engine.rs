@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ann_core::{
-    AnyIndex, DType, DiskAnn, Error, Flat, Hit, Hnsw, Index, MAX_DIM, MemStore, Metric, PageStore,
-    Search,
+    AnyIndex, DType, DiskAnn, Error, Flat, Hit, Hnsw, Index, MAX_BEAM, MAX_DIM, MemStore, Metric,
+    PageStore, Search,
 };
 use ndarray::{Array1, Array2};
 use numpy::{IntoPyArray, PyReadonlyArray1, ToPyArray};
@@ -42,6 +42,9 @@ pub struct Engine {
     #[pyo3(get)]
     code_bits: Option<u8>,
 }
+
+/// k, ef and beam of a search.
+type Sizes<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
 
 /// Kind, links, candidates, bits of a code.
 type Measures = (&'static str, Option<usize>, Option<usize>, Option<u8>);
@@ -258,13 +261,16 @@ impl Engine {
         &self,
         py: Python<'py>,
         q: &Bound<'py, PyAny>,
-        k: &Bound<'py, PyAny>,
-        ef: Option<Bound<'py, PyAny>>,
+        sizes: Sizes<'py>,
         filter: Option<Given<'py>>,
         threads: &Bound<'py, PyAny>,
     ) -> Answer<Bound<'py, PyTuple>> {
-        let k = whole("k", k, 1..=u64::MAX)?;
-        let search = options(k, ef.as_ref())?;
+        let (k, ef, beam) = sizes;
+        let k = whole("k", &k, 1..=u64::MAX)?;
+        let mut search = options(k, ef.as_ref())?;
+        if let Some(beam) = beam {
+            search = search.beam(whole("beam", &beam, 1..=MAX_BEAM as u64)?);
+        }
         let threads = input::threads(threads)?;
         let queries = self.vectors(q)?;
         let filter = Chosen::new(filter.as_ref())?;

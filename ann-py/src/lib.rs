@@ -11,6 +11,10 @@ mod shared;
 
 use pyo3::prelude::*;
 
+/// Gives back what a bulk load took for a while, which the C library's allocator mostly keeps.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What the Python classes of the package are made of.
 #[pymodule]
 mod _ann {

@@ -14,6 +14,7 @@
 
 use crate::kernel::Op;
 use crate::kernel::fastscan::MAX_BITS;
+use crate::kernel::wide::wide;
 
 /// How many standard errors an estimate is usually taken to be off by at most: [`Code::error`] times this times the
 /// query's distance to the centre. Some 98 % of estimates are not above the truth by more.
@@ -59,6 +60,20 @@ pub fn encode(
         "a centre of this dimension"
     );
 
+    wide(
+        #[inline(always)]
+        || encode_here(op, bits, residual, centre, codes),
+    )
+}
+
+#[inline(always)]
+fn encode_here(
+    op: Op,
+    bits: u8,
+    residual: &[f32],
+    centre: Option<&[f32]>,
+    codes: &mut [u8],
+) -> Code {
     let ladder = Ladder::new(bits, residual);
     let scale = if bits == 1 { ladder.least } else { ladder.best(residual) };
     for (code, &value) in codes.iter_mut().zip(residual) {
@@ -112,7 +127,20 @@ fn sum<A, B>(a: &[A], b: &[B], of_a: impl Fn(&A) -> f64, of_b: impl Fn(&B) -> f6
     for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
         *sum += of_a(a) * of_b(b);
     }
-    sums.into_iter().sum()
+    total(sums)
+}
+
+/// The sum of lanes, by halves: each addition of a running sum would wait for the one before it.
+#[inline(always)]
+fn total<T: Copy + std::ops::Add<Output = T>>(mut lanes: [T; LANES]) -> T {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = lanes[i] + lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// The middle of the codes, whose level is zero.
@@ -152,6 +180,7 @@ impl Tried {
 }
 
 impl Ladder {
+    #[inline(always)]
     fn new(bits: u8, residual: &[f32]) -> Ladder {
         // As integers, sizes have the order that they have as floats.
         let sizes = residual.iter().map(|value| value.abs().to_bits());
@@ -171,11 +200,13 @@ impl Ladder {
         (steps - 0.5 + WHOLE) - WHOLE + 0.5
     }
 
+    #[inline(always)]
     fn code(&self, value: f32, scale: f32) -> u8 {
         let level = self.level(value.abs() * self.unit, scale);
         (level.copysign(value) + self.top + WHOLE).to_bits() as u8
     }
 
+    #[inline(always)]
     fn quality(&self, residual: &[f32], scale: f32) -> Tried {
         let (mut product, mut square) = (0.0, 0.0);
         // Short sums, so that f32 is good enough for them.
@@ -192,13 +223,14 @@ impl Ladder {
                 (0..LANES).for_each(|i| add(i, values[i]));
             }
             (0..rest.len()).for_each(|i| add(i, rest[i]));
-            product += products.into_iter().map(f64::from).sum::<f64>();
-            square += squares.into_iter().map(f64::from).sum::<f64>();
+            product += f64::from(total(products));
+            square += f64::from(total(squares));
         }
         Tried { scale, cosine: product / square.sqrt(), suits: (square / product) as f32 }
     }
 
     /// The best scale of those tried.
+    #[inline(always)]
     fn best(&self, residual: &[f32]) -> f32 {
         // At this scale, the largest size is at the end of the top level. The fewer levels, the more sizes had better
         // lie beyond it.
@@ -320,7 +352,7 @@ mod tests {
             let (mut own, mut tables) = (0.0, 0.0);
             let mut planes = vec![0; usize::from(bits) * plane_bytes(dim)];
             for centre in (0..320).step_by(32) {
-                let (mut add, mut mul) = ([0.0; 32], [0.0; 32]);
+                let (mut add, mut mul, mut halves) = ([0.0; 32], [0.0; 32], [[0; 32]; 2]);
                 let block = &rows[centre + 1..][..32];
                 let mut all = vec![vec![0; dim]; 32];
                 for (slot, (row, codes)) in block.iter().zip(&mut all).enumerate() {
@@ -328,11 +360,20 @@ mod tests {
                     let code = encode(Op::L2sq, bits, &residual, Some(&rows[centre]), codes);
                     put(&mut planes, bits, slot, codes);
                     (add[slot], mul[slot]) = (code.add, code.mul);
+                    halves[0][slot] = f16::from_f32(code.add).to_bits();
+                    halves[1][slot] = f16::from_f32(code.mul).to_bits();
                 }
                 for query in queries.iter().step_by(5) {
                     lut.fill(query);
                     let base = distance(Op::L2sq, query, &rows[centre]) as f32;
-                    let block_of = Block { planes: &planes, bits, add: &add, mul: &mul };
+                    let [add_halves, mul_halves] = &halves;
+                    let block_of = Block {
+                        planes: &planes,
+                        bits,
+                        add: add_halves,
+                        mul: mul_halves,
+                        scales: [1.0; 2],
+                    };
                     let mut out = [0.0; 32];
                     let _ = scan.estimates(&block_of, &lut, base, 0.0, &mut out);
                     for (slot, got) in out.into_iter().enumerate() {

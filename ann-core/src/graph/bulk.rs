@@ -107,8 +107,9 @@ pub(crate) struct Level {
 
 impl Level {
     /// Begins with rows that have been cut into leaves; `slots` holds the slot of each row of the whole set.
-    /// Lists will have at most `width` links, chosen from about `ef` candidates.
-    pub(crate) fn new(cut: Cut, slots: &[u32], width: usize, ef: usize) -> Level {
+    /// Lists will have at most `width` links, chosen from `pool` candidates and the neighbours in the sample, which are
+    /// of a greater variety.
+    pub(crate) fn new(cut: Cut, slots: &[u32], width: usize, pool: usize) -> Level {
         let order = cut.order();
         let empty = || (0..order.len()).map(|_| Mutex::new(Near::EMPTY)).collect();
         Level {
@@ -116,8 +117,7 @@ impl Level {
             slots: order.iter().map(|&row| slots[row as usize]).collect(),
             places: places(order.iter().copied()),
             width,
-            // The sample gives others, of a greater variety.
-            pool: (ef / 4).max(width),
+            pool,
             joined: 0,
             finds: [empty(), empty()],
             found: Default::default(),
@@ -239,7 +239,7 @@ impl Level {
         scratch.pool.insert(0.0, place as u32, true);
         scratch.best_first(
             1,
-            |_| (),
+            |_, _| (),
             |step, Met { visited, .. }, batch, (probe, _)| {
                 if let Some(next) = step.next {
                     let at = u64::from(next) * size_of::<Places>() as u64;

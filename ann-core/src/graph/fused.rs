@@ -4,13 +4,17 @@
 //! bits of the codes, transposed for FastScan, one plane for each bit of a coordinate. A code is of what leads from
 //! the node to the neighbour (RaBitQ, arXiv 2405.12497), so estimates are the better the nearer the
 //! neighbour. One call scores a block: exact distance of the node itself plus what the codes say.
+//!
+//! Factors are halves, times a power of two that the list's factors of a kind share, since those of one list are all
+//! of one size, but not those of all data.
 
 use std::ops::Range;
 
+use half::f16;
 use zerocopy::FromBytes;
 
 use crate::code::Rotation;
-use crate::code::rabitq::{self, Code};
+use crate::code::rabitq;
 use crate::error::{Error, Result};
 use crate::kernel::Op;
 use crate::kernel::fastscan::{self, Block, FastScan, Lut};
@@ -23,6 +27,9 @@ use super::pool::sorting;
 use super::search::{Met, Step};
 
 pub(super) use crate::kernel::fastscan::BLOCK;
+
+/// Bytes of a list's scales, which stand behind its blocks.
+const SCALES: usize = 8;
 
 /// How lists of one index are laid out, and what makes their codes.
 pub(crate) struct Fused {
@@ -52,6 +59,7 @@ pub(crate) struct Encoder {
     residual: Vec<f32>,
     rotated: Vec<f32>,
     code: Vec<u8>,
+    factors: Vec<[f32; 2]>,
     known: Vec<u32>,
     known_codes: Vec<u8>,
 }
@@ -67,8 +75,8 @@ impl Fused {
     /// Bytes of the codes of a list.
     pub(crate) fn bytes_of(dim: usize, degree: usize, bits: u8) -> usize {
         let plane = fastscan::plane_bytes(Rotation::padded_of(dim));
-        let block = 8 * BLOCK + usize::from(bits) * plane;
-        degree / BLOCK * block
+        let block = 4 * BLOCK + usize::from(bits) * plane;
+        degree / BLOCK * block + SCALES
     }
 
     /// Bytes of the codes of a list.
@@ -76,12 +84,25 @@ impl Fused {
         self.bytes
     }
 
+    /// How many nodes had better be on their way at a time, if a record has so many bytes: what a node's neighbours have
+    /// to say is not known to the choice of those that are ahead of them, and of long records two fill the time.
+    pub(super) fn beam(&self, record: usize) -> usize {
+        const LONG: usize = 2048;
+        if record > LONG { 2 } else { 3 }
+    }
+
     /// Where in a list a block's additions, its factors and its planes are.
     fn block(&self, number: usize) -> [Range<usize>; 3] {
         let planes = usize::from(self.bits) * fastscan::plane_bytes(self.rotation.padded());
-        let start = number * (8 * BLOCK + planes);
-        let middle = start + 4 * BLOCK;
-        [start..middle, middle..middle + 4 * BLOCK, middle + 4 * BLOCK..middle + 4 * BLOCK + planes]
+        let start = number * (4 * BLOCK + planes);
+        let (mul, bits) = (start + 2 * BLOCK, start + 4 * BLOCK);
+        [start..mul, mul..bits, bits..bits + planes]
+    }
+
+    /// What a list's factors are to be multiplied by: those of the first kind, and those of the second.
+    fn scales(&self, codes: &[u8]) -> [f32; 2] {
+        let (scales, _) = codes[self.bytes - SCALES..].as_chunks();
+        [f32::from_le_bytes(scales[0]), f32::from_le_bytes(scales[1])]
     }
 
     /// Lays out a query.
@@ -102,8 +123,18 @@ impl Fused {
         old: Option<([usize; 2], u32)>,
         encoder: &mut Encoder,
     ) -> Result<Vec<u8>> {
-        let Encoder { row, centre, rotated_centre, residual, rotated, code, known, known_codes } =
-            encoder;
+        let Encoder {
+            row,
+            centre,
+            rotated_centre,
+            residual,
+            rotated,
+            code,
+            factors,
+            known,
+            known_codes,
+        } = encoder;
+        factors.clear();
         known.clear();
         if let Some((arrays, record)) = old {
             rows.record(arrays[0], record, |bytes| known.extend(links::each(bytes).map(target)))?;
@@ -118,8 +149,14 @@ impl Fused {
         let mut bytes = vec![0; self.bytes()];
         code.resize(self.rotation.padded(), 0);
         for (at, &link) in list.iter().enumerate() {
-            if let Some(from) = known.iter().position(|&known| known == target(link)) {
-                self.copy_lane(known_codes, from, &mut bytes, at, code);
+            let planes = self.block(at / BLOCK)[2].clone();
+            if let Some(from) = known.iter().position(|&known| known == target(link))
+                && let Some(found) = self.factors(known_codes, from)
+            {
+                let from_planes = self.block(from / BLOCK)[2].clone();
+                fastscan::get(&known_codes[from_planes], self.bits, from % BLOCK, code);
+                fastscan::put(&mut bytes[planes], self.bits, at % BLOCK, code);
+                factors.push(found);
                 continue;
             }
             rows.row(target(link), row)?;
@@ -135,28 +172,42 @@ impl Fused {
                 // Half the squared distance of vectors of length one.
                 (found.add, found.mul) = (found.add / 2.0, found.mul / 2.0);
             }
-            self.put_lane(&mut bytes, at, &found, code);
+            fastscan::put(&mut bytes[planes], self.bits, at % BLOCK, code);
+            factors.push([found.add, found.mul].map(rounded));
         }
+        self.put_factors(&mut bytes, factors);
         Ok(bytes)
     }
 
-    fn put_lane(&self, bytes: &mut [u8], at: usize, found: &Code, code: &[u8]) {
-        let [add, mul, planes] = self.block(at / BLOCK);
-        let lane = at % BLOCK;
-        bytes[add][4 * lane..][..4].copy_from_slice(&found.add.to_le_bytes());
-        bytes[mul][4 * lane..][..4].copy_from_slice(&found.mul.to_le_bytes());
-        fastscan::put(&mut bytes[planes], self.bits, lane, code);
+    /// Writes the factors of all lanes, and their scales.
+    fn put_factors(&self, bytes: &mut [u8], factors: &[[f32; 2]]) {
+        for kind in 0..2 {
+            let largest = factors.iter().map(|factors| factors[kind].abs()).fold(0.0, f32::max);
+            let scale = scale(largest);
+            for (lane, factors) in factors.iter().enumerate() {
+                let range = self.block(lane / BLOCK)[kind].clone();
+                let half = f16::from_f32(factors[kind] / scale);
+                bytes[range][2 * (lane % BLOCK)..][..2].copy_from_slice(&half.to_le_bytes());
+            }
+            let at = self.bytes - SCALES + 4 * kind;
+            bytes[at..at + 4].copy_from_slice(&scale.to_le_bytes());
+        }
     }
 
-    fn copy_lane(&self, from: &[u8], lane: usize, to: &mut [u8], at: usize, code: &mut [u8]) {
-        let [add, mul, planes] = self.block(lane / BLOCK);
-        let factor = |range: Range<usize>| {
-            let bytes = &from[range][4 * (lane % BLOCK)..][..4];
-            f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    /// The factors of a lane, if they have kept all the bits that a half has.
+    fn factors(&self, codes: &[u8], lane: usize) -> Option<[f32; 2]> {
+        let [add, mul, _] = self.block(lane / BLOCK);
+        let (scales, at) = (self.scales(codes), 2 * (lane % BLOCK));
+        let half = |range: Range<usize>| {
+            let bytes = &codes[range][at..at + 2];
+            f16::from_le_bytes([bytes[0], bytes[1]])
         };
-        let known = Code { add: factor(add), mul: factor(mul), error: 0.0 };
-        fastscan::get(&from[planes], self.bits, lane % BLOCK, code);
-        self.put_lane(to, at, &known, code);
+        let halves = [half(add), half(mul)];
+        let [add, mul] = halves;
+        halves
+            .iter()
+            .all(|half| half.is_normal())
+            .then(|| [add.to_f32() * scales[0], mul.to_f32() * scales[1]])
     }
 
     /// Calls `found` with the links of a list whose estimates come below `bound`. `ids` and `codes` are the list's
@@ -170,6 +221,7 @@ impl Fused {
         mut found: impl FnMut(u32, f32) -> Result<()>,
     ) -> Result<()> {
         let misplaced = || Error::corrupt(0, "codes at an odd place");
+        let scales = self.scales(codes);
         for number in 0..self.degree / BLOCK {
             let mut estimates = [0f32; BLOCK];
             let [add, mul, planes] = self.block(number).map(|range| &codes[range]);
@@ -178,6 +230,7 @@ impl Fused {
                 bits: self.bits,
                 add: FromBytes::ref_from_bytes(add).map_err(|_| misplaced())?,
                 mul: FromBytes::ref_from_bytes(mul).map_err(|_| misplaced())?,
+                scales,
             };
             let mut mask = self.scan.estimates(&block, &table.lut, base, bound, &mut estimates);
             let (ids, _) = ids[4 * BLOCK * number..].as_chunks::<4>();
@@ -193,6 +246,21 @@ impl Fused {
         }
         Ok(())
     }
+}
+
+/// A number with no more bits than a half has. A half made of it is the same whether or not it has been one before.
+fn rounded(number: f32) -> f32 {
+    const LOST: u32 = 13;
+    let bits = number.to_bits();
+    let even = bits >> LOST & 1;
+    f32::from_bits((bits + (1 << (LOST - 1)) - 1 + even) & !((1 << LOST) - 1))
+}
+
+/// The power of two that brings numbers up to `largest` into the range of halves.
+fn scale(largest: f32) -> f32 {
+    const TOP: u32 = 14;
+    let exponent = (largest.to_bits() >> 23).max(TOP + 1);
+    f32::from_bits((exponent - TOP) << 23)
 }
 
 /// Replaces the batch with the neighbours of a node whose estimated distances come below the step's bound and are the

@@ -177,6 +177,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             return Ok((self.scan(scratch, ids, options.k, f32::INFINITY)?, cost));
         }
         let (sizes, radius) = ((options.pool_size(), options.k), f32::NEG_INFINITY);
+        scratch.beam = options.beam;
         let cost = self.search_pool(scratch, &plan.matcher, sizes, radius, false)?;
         Ok((self.hits(self.found(scratch).admitted(), &plan.matcher, options.k)?, cost))
     }
@@ -312,6 +313,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
             return self.scan(scratch, ids, usize::MAX, radius);
         }
         let sizes = (options.pool_size(), options.pool_size());
+        scratch.beam = options.beam;
         self.search_pool(scratch, &plan.matcher, sizes, radius, false)?;
         let within = self.found(scratch).admitted().take_while(|&(distance, _)| distance <= radius);
         self.hits(within, &plan.matcher, usize::MAX)

@@ -113,8 +113,10 @@ impl<'a, T: Element> Load<'a, T> {
         let end = batch.iter().map(|staged| staged.row as usize + 1).max().unwrap_or(0);
         let mut slots = vec![NONE; end];
         batch.iter().for_each(|staged| slots[staged.row as usize] = staged.id);
-        let ef = index.shape.pool;
-        Some(Level::new(cut, &slots, index.width(self.done), ef))
+        let width = index.width(self.done);
+        // Estimates lose their way where exact distances do not: better links pay for themselves.
+        let share = if index.shape.fused.is_some() { 3 } else { 4 };
+        Some(Level::new(cut, &slots, width, (index.shape.pool / share).max(width)))
     }
 }
 

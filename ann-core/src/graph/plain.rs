@@ -52,7 +52,7 @@ impl<'a> Plain<'a> {
         scratch.pool.insert(self.space.distance(&scratch.probe, row), self.start, true);
         scratch.best_first(
             1,
-            |_| (),
+            |_, _| (),
             |step, Met { visited, .. }, batch, (probe, _)| {
                 if let Some(next) = step.next {
                     let links = zerocopy::IntoBytes::as_bytes(&self.links[..]);

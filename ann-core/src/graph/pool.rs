@@ -8,6 +8,8 @@
 //! A candidate is one integer, its distance in the upper half in an encoding that sorts as floats do, its id and flags
 //! in the lower: one comparison tells the order, one move makes room.
 
+use crate::kernel::sorted::Sorted;
+
 /// Set in a candidate's id once it has been expanded.
 const EXPANDED: u64 = 1 << 31;
 /// Set in a candidate's id if it is a way-point only.
@@ -54,6 +56,7 @@ pub(crate) struct Pool {
     bound: f32,
     resumable: bool,
     overflow: Vec<u64>,
+    sorted: Sorted,
 }
 
 impl Pool {
@@ -121,16 +124,19 @@ impl Pool {
     #[inline]
     pub(crate) fn insert(&mut self, distance: f32, id: u32, admitted: bool) {
         let candidate = candidate(distance, id) | if admitted { 0 } else { OUTSIDE };
-        let at = self.place_of(candidate);
-        let len = self.candidates.len();
-        let is_plain = admitted && self.admitted == len && !self.resumable;
-        if is_plain && len == self.ef && self.radius == f32::NEG_INFINITY && at < len {
-            // The last one makes room.
-            let second = self.candidates[len.saturating_sub(2)];
-            self.bound = self::distance(if at == len - 1 { candidate } else { second });
-            self.candidates.copy_within(at..len - 1, at + 1);
-            self.candidates[at] = candidate;
+        let is_plain = admitted && self.admitted == self.candidates.len() && !self.resumable;
+        if is_plain && self.radius == f32::NEG_INFINITY {
+            if self.admitted < self.ef {
+                self.candidates.push(u64::MAX);
+                self.admitted += 1;
+            }
+            let at = self.sorted.insert(&mut self.candidates, candidate);
             self.next = self.next.min(at);
+            if self.admitted == self.ef
+                && let Some(&last) = self.candidates.last()
+            {
+                self.bound = self::distance(last);
+            }
             return;
         }
         self.place(candidate);
@@ -151,9 +157,7 @@ impl Pool {
                 continue;
             }
             let candidate = candidate(distance, id) | known & OUTSIDE;
-            let at = self.place_of(candidate).min(from);
-            self.candidates.copy_within(at..from, at + 1);
-            self.candidates[at] = candidate;
+            let at = self.sorted.insert(&mut self.candidates[..=from], candidate);
             self.next = self.next.min(at);
             self.trim();
             return;
@@ -220,7 +224,7 @@ impl Pool {
     }
 
     /// The admitted candidates, nearest first.
-    pub(crate) fn admitted(&self) -> impl Iterator<Item = (f32, u32)> {
+    pub(crate) fn admitted(&self) -> impl Iterator<Item = (f32, u32)> + Clone {
         let admitted = self.candidates.iter().filter(|&candidate| candidate & OUTSIDE == 0);
         admitted.map(|&candidate| (distance(candidate), id(candidate)))
     }

@@ -3,15 +3,11 @@
 use crate::error::{Error, Result};
 use crate::index::{Cost, Hit};
 use crate::page::PageStore;
-use crate::rows::{LINKS, Matcher, NONE, Rows, UPPER, WHOLE};
+use crate::rows::{LINKS, Matcher, NODES, NONE, Rows, UPPER, WHOLE};
 
 use super::pool::Pool;
 use super::search::{Met, Scratch};
 use super::{Graph, Topology, fused, links};
-
-/// Nodes of a fused graph that are taken from the pool before the first of them is expanded: while that is being
-/// done, the records of the others arrive.
-const BEAM: usize = 3;
 
 /// The array and record that hold a node's links at a level.
 pub(super) fn place<S: PageStore>(rows: &Rows<S>, id: u32, level: u8) -> Result<(usize, u32)> {
@@ -102,7 +98,7 @@ pub(super) fn best_first<S: PageStore>(
 ) -> Result<()> {
     scratch.best_first(
         1,
-        |_| (),
+        |_, _| (),
         |step, Met { visited, .. }, batch, (probe, _)| {
             if let (Some(next), 0) = (step.next, level) {
                 rows.prefetch(LINKS, next);
@@ -179,9 +175,10 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         let Some(fused) = &self.shape.fused else {
             return best_first(rows, scratch, 0, admit);
         };
+        let beam = scratch.beam.unwrap_or(fused.beam(rows.array(WHOLE)?.size()));
         scratch.best_first(
-            BEAM,
-            |node| rows.prefetch(WHOLE, node),
+            beam,
+            |node, part| rows.prefetch_part(WHOLE, node, part),
             |step, met, batch, query| {
                 fused::expand(rows, fused, &step, met, batch, query).map(Some)
             },
@@ -192,10 +189,11 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// The hits for graph nodes in ascending order of distance: each node and its twins, up to `k`.
     pub(super) fn hits(
         &self,
-        found: impl Iterator<Item = (f32, u32)>,
+        found: impl Iterator<Item = (f32, u32)> + Clone,
         matcher: &Matcher<'_>,
         k: usize,
     ) -> Result<Vec<Hit>> {
+        found.clone().take(k).for_each(|(_, id)| self.rows.prefetch(NODES, id));
         let mut hits = Vec::with_capacity(k.min(1024));
         for (distance, id) in found {
             if hits.len() >= k {

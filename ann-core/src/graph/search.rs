@@ -48,6 +48,8 @@ pub(crate) struct Scratch {
     pub table: Table,
     /// Whether distances in the pool are estimates. A node is then met as often as one is better than those before.
     pub estimated: bool,
+    /// Candidates that are expanded one after the other while the next are fetched; what suits the records without it.
+    pub beam: Option<usize>,
     pub best: Best,
     olds: Vec<u16>,
     ahead: VecDeque<(u32, bool)>,
@@ -78,11 +80,12 @@ impl Scratch {
 
     /// Expands candidates until the pool has no more. `expand` replaces the batch with the neighbours, not met
     /// before, of a node, and their distances; where these are estimates, it returns the node's exact one. A
-    /// candidate is taken from the pool, and `fetch` called with it, while `beam - 1` others are ahead of it.
+    /// candidate is taken from the pool while `beam - 1` others are ahead of it, and `fetch` called with it for part 0 of
+    /// what it is to fetch; for parts 1 and 2 later, in between other work.
     pub(crate) fn best_first(
         &mut self,
         beam: usize,
-        mut fetch: impl FnMut(u32),
+        mut fetch: impl FnMut(u32, usize),
         mut expand: impl FnMut(Step, Met<'_>, &mut Batch, (&Probe, &Table)) -> Result<Option<f32>>,
         admit: &mut impl FnMut(u32) -> Result<bool>,
     ) -> Result<()> {
@@ -96,7 +99,7 @@ impl Scratch {
                 if self.estimated && !best.expand(candidate.0) {
                     continue;
                 }
-                fetch(candidate.0);
+                fetch(candidate.0, 0);
                 ahead.push_back(candidate);
             }
             let Some((node, admitted)) = ahead.pop_front() else {
@@ -106,6 +109,9 @@ impl Scratch {
             let met = Met { visited, best, olds };
             let own = expand(step, met, batch, (probe, table))?;
             self.hops += 1;
+            if let Some(last) = ahead.back() {
+                fetch(last.0, 1);
+            }
             match own {
                 None => self.scored += batch.ids.len() as u64,
                 Some(distance) => {
@@ -127,6 +133,9 @@ impl Scratch {
                 }
             }
             pool.met_again(best.met_again());
+            if let Some(last) = ahead.back() {
+                fetch(last.0, 2);
+            }
         }
     }
 }

@@ -15,6 +15,8 @@ mod lanes;
 mod query;
 mod scalar;
 mod simsimd;
+pub mod sorted;
+pub mod wide;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

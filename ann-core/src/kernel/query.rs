@@ -1,10 +1,9 @@
 //! The query side of a comparison, laid out once for many.
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::element::DType;
+use crate::element::{DType, floats_of};
 
 /// A query, prepared by [`Kernel::prepare`](super::Kernel::prepare): 64-byte aligned, with f16 widened to f32.
 #[derive(Default)]
@@ -52,17 +51,8 @@ impl Query {
 
 /// Turns little-endian f16 into little-endian f32.
 fn widen(halves: &[u8], floats: &mut [u8]) {
-    // half converts slices with the machine's vector instructions, single values without.
-    const STEP: usize = 32;
-    let mut buffer = [0f32; STEP];
-    for (halves, floats) in halves.chunks(2 * STEP).zip(floats.chunks_mut(4 * STEP)) {
-        let mut values = [f16::ZERO; STEP];
-        for (value, &bytes) in values.iter_mut().zip(halves.as_chunks().0) {
-            *value = f16::from_le_bytes(bytes);
-        }
-        values.convert_to_f32_slice(&mut buffer);
-        for (bytes, value) in floats.as_chunks_mut().0.iter_mut().zip(buffer) {
-            *bytes = value.to_le_bytes();
-        }
-    }
+    let mut floats = floats.as_chunks_mut().0.iter_mut();
+    floats_of::<f16>(halves, |values| {
+        floats.by_ref().zip(values).for_each(|(bytes, value)| *bytes = value.to_le_bytes());
+    });
 }

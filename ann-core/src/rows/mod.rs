@@ -221,6 +221,23 @@ impl<S: PageStore> Rows<S> {
         }
     }
 
+    /// Asks for a record in three parts, 0 to 2, for callers that have other work to do in between: a core waits for so
+    /// many cache lines at a time and no more.
+    #[inline]
+    pub(crate) fn prefetch_part(&self, number: usize, id: u32, part: usize) {
+        const LINE: usize = 64;
+        match (self.array(number), self.store.contiguous()) {
+            (Ok(array), Some(bytes)) => {
+                let size = array.size().div_ceil(3 * LINE) * LINE;
+                let (from, to) = (part * size, array.size().min((part + 1) * size));
+                let at = array.offset(id).saturating_add(from as u64);
+                crate::kernel::prefetch(bytes, at, to.saturating_sub(from));
+            }
+            (Ok(_), None) if part == 0 => self.prefetch(number, id),
+            _ => (),
+        }
+    }
+
     /// The node record of a slot.
     pub(crate) fn node(&self, id: u32) -> Result<Node> {
         let read = self.record(NODES, id, |bytes| Node::read_from_bytes(bytes).ok())?;

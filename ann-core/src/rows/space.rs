@@ -7,7 +7,9 @@
 //! compares distances, and links chosen by it lead to long vectors, where the answers are (Morozov and Babenko,
 //! NeurIPS 2018).
 
-use crate::element::{DType, Element, MAX_DIM};
+use half::f16;
+
+use crate::element::{DType, Element, MAX_DIM, STEP, floats_of};
 use crate::error::{Error, Result};
 use crate::kernel::{self, Isa, Kernel, Op, Query};
 use crate::metric::Metric;
@@ -71,13 +73,12 @@ impl Space {
     pub(crate) fn floats(&self, row: &[u8], out: &mut Vec<f32>) {
         out.clear();
         let bytes = &row[..self.vector_bytes];
+        let each = |floats: &[f32]| out.extend_from_slice(floats);
         match self.dtype {
-            DType::F32 => out.extend(f32::from_bytes(bytes)),
-            DType::F16 => {
-                out.extend(half::f16::from_bytes(bytes).iter().map(|value| value.to_f32()))
-            }
-            DType::I8 => out.extend(bytes.iter().map(|&byte| f32::from(byte as i8))),
-            DType::U8 => out.extend(bytes.iter().map(|&byte| f32::from(byte))),
+            DType::F32 => floats_of::<f32>(bytes, each),
+            DType::F16 => floats_of::<f16>(bytes, each),
+            DType::I8 => floats_of::<i8>(bytes, each),
+            DType::U8 => floats_of::<u8>(bytes, each),
         }
         if self.metric == Metric::Cosine {
             let inverse = self.tail_of(row, 0);
@@ -102,6 +103,11 @@ impl Space {
 
     /// Checks a vector at the door; `row` is for the message.
     pub(crate) fn check<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
+        self.checked_norm2(vector, row).map(|_| ())
+    }
+
+    /// The squared norm of a vector that passes; zero where it does not matter.
+    fn checked_norm2<T: Element>(&self, vector: &[T], row: usize) -> Result<f64> {
         if T::DTYPE != self.dtype {
             return Err(Error::ElementType { got: T::DTYPE, want: self.dtype });
         }
@@ -109,8 +115,12 @@ impl Space {
             return Err(Error::Dimension { got: vector.len(), want: self.dim });
         }
         // Integers are finite, and their norms are no worry.
-        if matches!(self.dtype, DType::F32 | DType::F16) {
-            let norm = norm2(vector);
+        let is_float = matches!(self.dtype, DType::F32 | DType::F16);
+        if !is_float && self.metric != Metric::Cosine {
+            return Ok(0.0);
+        }
+        let norm = norm2(vector);
+        if is_float {
             if !norm.is_finite() {
                 let bad = vector.iter().position(|v| !v.to_f32().is_finite());
                 if let Some(column) = bad {
@@ -122,10 +132,10 @@ impl Space {
                 return Err(Error::TooLong { row, norm: norm.sqrt() });
             }
         }
-        if self.metric == Metric::Cosine && !inverse_norm(vector).is_finite() {
+        if self.metric == Metric::Cosine && !inverse(norm).is_finite() {
             return Err(Error::ZeroVector { row });
         }
-        Ok(())
+        Ok(norm)
     }
 
     /// What is wrong with an encoded row.
@@ -142,17 +152,22 @@ impl Space {
         let vector = T::from_bytes(row.get(..self.vector_bytes).unwrap_or_default());
         self.check(&vector, 0).map_err(|error| error.to_string())?;
         let tail = self.tail_of(row, 0);
-        let right = self.metric != Metric::Cosine || tail == inverse_norm(&vector);
+        let right = self.metric != Metric::Cosine || tail == inverse(norm2(&vector));
         if right { Ok(()) } else { Err(format!("{tail} is not the inverse of its norm")) }
     }
 
     /// Appends the row of a vector that passed [`Space::check`].
     pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) {
+        let norm = if self.metric == Metric::Cosine { norm2(vector) } else { 0.0 };
+        self.encode_of_norm(vector, norm, out);
+    }
+
+    fn encode_of_norm<T: Element>(&self, vector: &[T], norm2: f64, out: &mut Vec<u8>) {
         let start = out.len();
         T::extend_bytes(vector, out);
         if self.metric == Metric::Cosine {
             out.resize(start + self.tail_at(), 0);
-            out.extend_from_slice(&inverse_norm(vector).to_le_bytes());
+            out.extend_from_slice(&inverse(norm2).to_le_bytes());
         }
         out.resize(start + self.stride, 0);
     }
@@ -174,9 +189,9 @@ impl Space {
         bytes: &mut Vec<u8>,
         probe: &mut Probe,
     ) -> Result<()> {
-        self.check(query, row)?;
+        let norm = self.checked_norm2(query, row)?;
         bytes.clear();
-        self.encode(query, bytes);
+        self.encode_of_norm(query, norm, bytes);
         self.probe(bytes, probe);
         Ok(())
     }
@@ -315,16 +330,22 @@ fn float_at(bytes: &[u8], at: usize) -> f32 {
     }
 }
 
-fn inverse_norm<T: Element>(vector: &[T]) -> f32 {
-    norm2(vector).sqrt().recip() as f32
+fn inverse(norm2: f64) -> f32 {
+    norm2.sqrt().recip() as f32
 }
 
 /// Summed in eight lanes, or each addition would wait for the one before it.
 fn norm2<T: Element>(vector: &[T]) -> f64 {
-    let mut lanes = [0f64; 8];
-    for chunk in vector.chunks(lanes.len()) {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(value.to_f32()).powi(2);
+    let (mut lanes, mut floats) = ([0f64; 8], [0f32; STEP]);
+    for chunk in vector.chunks(STEP) {
+        T::to_f32s(chunk, &mut floats);
+        floats[chunk.len()..].fill(0.0);
+        for eight in floats.as_chunks().0 {
+            let eight: &[f32; 8] = eight;
+            lanes
+                .iter_mut()
+                .zip(eight)
+                .for_each(|(lane, &value)| *lane += f64::from(value).powi(2));
         }
     }
     lanes.iter().sum()

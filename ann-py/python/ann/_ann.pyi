@@ -71,8 +71,7 @@ class Engine:
     def search(
         self,
         q: npt.NDArray[Any],
-        k: SupportsIndex,
-        ef: SupportsIndex | None,
+        sizes: tuple[SupportsIndex, SupportsIndex | None, SupportsIndex | None],
         filter: Any,
         threads: SupportsIndex,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]: ...

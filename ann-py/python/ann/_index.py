@@ -205,8 +205,19 @@ class Index:
         Raises:
             InputError: a query that could not be added, k or ef out of range.
         """
+        return self._search(q, k, ef, None, filter, threads)
+
+    def _search(
+        self,
+        q: npt.ArrayLike,
+        k: SupportsIndex,
+        ef: SupportsIndex | None,
+        beam: SupportsIndex | None,
+        filter: Filter | None,
+        threads: SupportsIndex,
+    ) -> tuple[_Ids, _Distances]:
         queries = _input.vectors(q, self.dtype)
-        return self._engine.search(queries, k, ef, _input.chosen(filter), threads)
+        return self._engine.search(queries, (k, ef, beam), _input.chosen(filter), threads)
 
     def range_search(
         self,
@@ -482,6 +493,7 @@ class DiskANN(Index):
         *,
         list_size: SupportsIndex | None = None,
         ef: SupportsIndex | None = None,
+        beam: SupportsIndex | None = None,
         filter: Filter | None = None,
         threads: SupportsIndex = 0,
     ) -> tuple[_Ids, _Distances]:
@@ -490,14 +502,16 @@ class DiskANN(Index):
         Args:
             q, k, filter, threads: as there.
             list_size: candidates that the search keeps; `ef` is another name for it.
+            beam: candidates that are fetched before the first of them is read, from 1 to 64; None
+                for what suits the size of the index's records.
 
         Raises:
-            InputError: as there; `list_size` and `ef` that differ.
+            InputError: as there; `list_size` and `ef` that differ; beam out of range.
         """
         if list_size is not None and ef is not None and list_size != ef:
             raise InputError(f"list_size = {list_size} and ef = {ef} are two names for one number")
         size = ef if list_size is None else list_size
-        return super().search(q, k, ef=size, filter=filter, threads=threads)
+        return self._search(q, k, size, beam, filter, threads)
 
 
 class Flat(Index):

@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Block, FULL, Functions, Sums, Terms, functions};
+use super::{BLOCK, Block, FULL, Functions, Halves, Sums, Terms, functions};
 
-functions!(Codes, "avx2");
+functions!(Codes, "avx2,f16c");
 
 /// Eight codes a vector.
 #[derive(Clone, Copy)]
@@ -98,11 +98,11 @@ impl Sums for Codes {
     }
 
     #[inline]
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     unsafe fn estimates(
         self,
-        add: &[f32; BLOCK],
-        mul: &[f32; BLOCK],
+        add: &Halves,
+        mul: &Halves,
         terms: Terms,
         out: &mut [f32; BLOCK],
     ) -> u32 {
@@ -111,8 +111,13 @@ impl Sums for Codes {
             let at = 8 * i;
             // SAFETY: `at` and the 7 behind it are within each array.
             let (add, mul) = unsafe {
-                (_mm256_loadu_ps(add.as_ptr().add(at)), _mm256_loadu_ps(mul.as_ptr().add(at)))
+                (
+                    _mm_loadu_si128(add.as_ptr().add(at).cast()),
+                    _mm_loadu_si128(mul.as_ptr().add(at).cast()),
+                )
             };
+            let add = _mm256_mul_ps(_mm256_set1_ps(terms.scale), _mm256_cvtph_ps(add));
+            let mul = _mm256_cvtph_ps(mul);
             let scaled = _mm256_mul_ps(_mm256_set1_ps(terms.delta), _mm256_cvtepi32_ps(sums));
             let dots = _mm256_add_ps(scaled, _mm256_set1_ps(terms.offset));
             let from = _mm256_add_ps(_mm256_set1_ps(terms.base), add);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Block, FULL, Functions, Sums, Terms, functions};
+use super::{BLOCK, Block, FULL, Functions, Halves, Sums, Terms, functions};
 
 functions!(Codes, "avx512f,avx512bw,avx512vl");
 
@@ -119,8 +119,8 @@ impl Sums for Codes {
     #[target_feature(enable = "avx512f")]
     unsafe fn estimates(
         self,
-        add: &[f32; BLOCK],
-        mul: &[f32; BLOCK],
+        add: &Halves,
+        mul: &Halves,
         terms: Terms,
         out: &mut [f32; BLOCK],
     ) -> u32 {
@@ -129,8 +129,13 @@ impl Sums for Codes {
             let at = 16 * i;
             // SAFETY: `at` and the 15 behind it are within each array.
             let (add, mul) = unsafe {
-                (_mm512_loadu_ps(add.as_ptr().add(at)), _mm512_loadu_ps(mul.as_ptr().add(at)))
+                (
+                    _mm256_loadu_si256(add.as_ptr().add(at).cast()),
+                    _mm256_loadu_si256(mul.as_ptr().add(at).cast()),
+                )
             };
+            let add = _mm512_mul_ps(_mm512_set1_ps(terms.scale), _mm512_cvtph_ps(add));
+            let mul = _mm512_cvtph_ps(mul);
             let scaled = _mm512_mul_ps(_mm512_set1_ps(terms.delta), _mm512_cvtepi32_ps(sums));
             let dots = _mm512_add_ps(scaled, _mm512_set1_ps(terms.offset));
             let from = _mm512_add_ps(_mm512_set1_ps(terms.base), add);

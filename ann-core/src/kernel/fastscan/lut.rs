@@ -4,6 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{SUB, plane_bytes};
 use crate::element::MAX_DIM;
+use crate::kernel::wide::wide;
 
 /// The tables of one query, for reuse by many.
 ///
@@ -33,6 +34,15 @@ impl Lut {
     pub fn fill(&mut self, query: &[f32]) {
         let dim = query.len();
         assert!(dim.is_multiple_of(8) && dim <= MAX_DIM, "tables of {dim} coordinates");
+        wide(
+            #[inline(always)]
+            || self.fill_here(query),
+        )
+    }
+
+    #[inline(always)]
+    fn fill_here(&mut self, query: &[f32]) {
+        let dim = query.len();
         let (fours, _) = query.as_chunks::<4>();
         let (mut minima, mut maxima, mut range) = (0.0, 0.0, 0f32);
         for &four in fours {
@@ -101,6 +111,7 @@ fn positive(x: f32) -> f32 {
 
 /// A table of four scaled coordinates. A set bit adds a positive coordinate, a clear one leaves a negative one out,
 /// which is as much above the smallest sum.
+#[inline(always)]
 fn entries(four: [f32; 4]) -> [u8; SUB] {
     // From here on, floats are whole numbers: adding it rounds, and leaves the number in the low bits.
     const WHOLE: f32 = (1u32 << 23) as f32;

@@ -40,17 +40,22 @@ pub struct Block<'a> {
     pub planes: &'a [u8],
     /// Bits a coordinate: the number of planes.
     pub bits: u8,
-    /// What is added to a code's estimate.
-    pub add: &'a [f32; BLOCK],
-    /// What a code's dot product with the query is multiplied by.
-    pub mul: &'a [f32; BLOCK],
+    /// What is added to a code's estimate, and what its dot product with the query is multiplied by: bits of f16.
+    pub add: &'a Halves,
+    pub mul: &'a Halves,
+    /// What all of these are to be multiplied by.
+    pub scales: [f32; 2],
 }
 
-/// The numbers of an estimate that all codes share: `base + add + mul * (delta * sum + offset)`.
+/// A number for each code, as the bits of an f16.
+pub type Halves = [u16; BLOCK];
+
+/// The numbers of an estimate that all codes share: `(base + scale * add) + mul * (delta * sum + offset)`.
 #[derive(Clone, Copy)]
 struct Terms {
     delta: f32,
     offset: f32,
+    scale: f32,
     base: f32,
     bound: f32,
 }
@@ -129,7 +134,9 @@ impl FastScan {
         assert!((1..=MAX_BITS).contains(&block.bits), "codes of {} bits", block.bits);
         let bytes = usize::from(block.bits) * plane_bytes(lut.dim());
         assert_eq!(block.planes.len(), bytes, "planes have the query's dimension");
-        let terms = Terms { delta: lut.delta(), offset: lut.offset(block.bits), base, bound };
+        let [scale, mul] = block.scales;
+        let (delta, offset) = (mul * lut.delta(), mul * lut.offset(block.bits));
+        let terms = Terms { delta, offset, scale, base, bound };
         // SAFETY: `with_isa` checked the instruction set, and the lengths are equal.
         unsafe { (self.functions.estimates)(block, lut.tables(), terms, out) }
     }
@@ -162,8 +169,8 @@ trait Sums: Copy {
     /// added: fused operations are not on every machine.
     unsafe fn estimates(
         self,
-        add: &[f32; BLOCK],
-        mul: &[f32; BLOCK],
+        add: &Halves,
+        mul: &Halves,
         terms: Terms,
         out: &mut [f32; BLOCK],
     ) -> u32;

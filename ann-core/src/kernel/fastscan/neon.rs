@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{BLOCK, Block, FULL, Functions, SUB, Sums, Terms, functions};
+use super::{BLOCK, Block, FULL, Functions, Halves, SUB, Sums, Terms, functions};
 
 functions!(Codes, "neon");
 
@@ -64,12 +64,15 @@ impl Sums for Codes {
     #[target_feature(enable = "neon")]
     unsafe fn estimates(
         self,
-        add: &[f32; BLOCK],
-        mul: &[f32; BLOCK],
+        add: &Halves,
+        mul: &Halves,
         terms: Terms,
         out: &mut [f32; BLOCK],
     ) -> u32 {
         let weights = vcombine_u32(vcreate_u32(1 | 2 << 32), vcreate_u32(4 | 8 << 32));
+        // There are no stable names yet for the instructions that convert.
+        let floats = |halves: &Halves| halves.map(|bits| half::f16::from_bits(bits).to_f32());
+        let (add, mul) = (floats(add), floats(mul));
         let mut below = 0;
         for (i, sums) in self.0.into_iter().enumerate() {
             let at = 4 * i;
@@ -78,6 +81,7 @@ impl Sums for Codes {
                 unsafe { (vld1q_f32(add.as_ptr().add(at)), vld1q_f32(mul.as_ptr().add(at))) };
             let scaled = vmulq_f32(vdupq_n_f32(terms.delta), vcvtq_f32_u32(sums));
             let dots = vaddq_f32(scaled, vdupq_n_f32(terms.offset));
+            let add = vmulq_f32(vdupq_n_f32(terms.scale), add);
             let from = vaddq_f32(vdupq_n_f32(terms.base), add);
             let estimates = vaddq_f32(from, vmulq_f32(mul, dots));
             let less = vcltq_f32(estimates, vdupq_n_f32(terms.bound));

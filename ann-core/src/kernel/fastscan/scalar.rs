@@ -1,5 +1,7 @@
 //! The scan in plain Rust: the reference of all others.
 
+use half::f16;
+
 use super::{BLOCK, Block, Functions, SUB, Terms};
 
 /// The entry points.
@@ -28,8 +30,9 @@ fn estimates(block: &Block<'_>, tables: &[u8], terms: Terms, out: &mut [f32; BLO
     }
     let mut below = 0;
     for i in 0..BLOCK {
+        let [add, mul] = [block.add, block.mul].map(|halves| f16::from_bits(halves[i]).to_f32());
         let dot = terms.delta * sums[i] as f32 + terms.offset;
-        out[i] = (terms.base + block.add[i]) + block.mul[i] * dot;
+        out[i] = (terms.base + terms.scale * add) + mul * dot;
         below |= u32::from(out[i] < terms.bound) << i;
     }
     below

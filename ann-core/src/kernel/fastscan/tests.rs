@@ -1,9 +1,12 @@
 //! Every instruction set of this machine against the scalar scan, and that against the definition.
 
+use half::f16;
 use proptest::prelude::*;
 
 use super::*;
 use crate::seed::mix;
+
+const ONES: Halves = [0x3c00; BLOCK];
 
 fn others() -> impl Iterator<Item = FastScan> {
     [Isa::Avx512, Isa::Avx2, Isa::Neon].into_iter().filter_map(FastScan::with_isa)
@@ -38,13 +41,13 @@ fn check(dim: usize, planes: u8, start: usize, seed: u64) {
     let buffer = bytes(seed, start + len);
     let planes_of = &buffer[start..];
     let lut = lut(&floats(seed, dim, 3.0));
-    let (add, mul) = (floats(seed ^ 1, BLOCK, 1.0), floats(seed ^ 2, BLOCK, 1.0));
-    let block = Block {
-        planes: planes_of,
-        bits: planes,
-        add: add.as_slice().try_into().expect("32"),
-        mul: mul.as_slice().try_into().expect("32"),
+    let halves = |seed| -> Halves {
+        let values: Vec<u16> =
+            floats(seed, BLOCK, 1.0).into_iter().map(|x| f16::from_f32(x).to_bits()).collect();
+        values.try_into().expect("32")
     };
+    let (add, mul) = (halves(seed ^ 1), halves(seed ^ 2));
+    let block = Block { planes: planes_of, bits: planes, add: &add, mul: &mul, scales: [4.0, 0.5] };
     let (mut right, mut sums) = ([f32::NAN; BLOCK], [0; BLOCK]);
     let _ = scalar().estimates(&block, &lut, 0.5, 0.0, &mut right);
     let bound = right[seed as usize % BLOCK];
@@ -97,7 +100,7 @@ proptest! {
         let mut planes_of = vec![0; usize::from(planes) * plane_bytes(dim)];
         let codes: Vec<u8> = bytes(!seed, dim).into_iter().map(|code| code >> (8 - planes)).collect();
         put(&mut planes_of, planes, 19, &codes);
-        let block = Block { planes: &planes_of, bits: planes, add: &[0.0; 32], mul: &[1.0; 32] };
+        let block = Block { planes: &planes_of, bits: planes, add: &[0; 32], mul: &ONES, scales: [1.0; 2] };
         let mut out = [f32::NAN; BLOCK];
         let _ = FastScan::new().estimates(&block, &lut, 0.0, 0.0, &mut out);
         let most = f64::from((1u32 << planes) - 1);
@@ -119,7 +122,8 @@ fn long_codes_of_the_largest_lookups_do_not_overflow() {
             let mut sums = [0; BLOCK];
             scan.scan(&planes[..plane_bytes(dim)], &lut, &mut sums);
             assert_eq!(sums, [dim as u32 / 4 * 255; BLOCK], "{scan:?}, {dim}");
-            let block = Block { planes: &planes, bits: 8, add: &[0.0; 32], mul: &[1.0; 32] };
+            let block =
+                Block { planes: &planes, bits: 8, add: &[0; 32], mul: &ONES, scales: [1.0; 2] };
             let mut out = [f32::NAN; BLOCK];
             let _ = scan.estimates(&block, &lut, 0.0, 0.0, &mut out);
             let right = 127.5 * dim as f32;
@@ -136,7 +140,8 @@ fn degenerate_queries_make_zeros() {
         for query in [vec![value; 16], [vec![value], vec![0.0; 15]].concat()] {
             let lut = lut(&query);
             let planes: Vec<u8> = bytes(1, plane_bytes(16));
-            let block = Block { planes: &planes, bits: 1, add: &[0.0; 32], mul: &[1.0; 32] };
+            let block =
+                Block { planes: &planes, bits: 1, add: &[0; 32], mul: &ONES, scales: [1.0; 2] };
             let mut out = [f32::NAN; BLOCK];
             let mask = FastScan::new().estimates(&block, &lut, 0.0, f32::INFINITY, &mut out);
             assert_eq!(mask, !0);
@@ -168,6 +173,6 @@ fn a_plane_of_another_dimension_is_refused() {
 #[test]
 #[should_panic(expected = "planes have the query's dimension")]
 fn a_missing_plane_is_refused() {
-    let block = Block { planes: &[0; 32], bits: 2, add: &[0.0; 32], mul: &[0.0; 32] };
+    let block = Block { planes: &[0; 32], bits: 2, add: &[0; 32], mul: &ONES, scales: [1.0; 2] };
     let _ = FastScan::new().estimates(&block, &lut(&[1.0; 8]), 0.0, 0.0, &mut [0.0; 32]);
 }
