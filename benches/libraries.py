@@ -69,14 +69,19 @@ class AnnHnsw(Library):
 
 
 class AnnDiskAnn(AnnHnsw):
-    """Our DiskANN, searched in memory as it was built; vectors as f16."""
+    """Our DiskANN, searched in memory as it was built; vectors as u8 where that loses nothing, else as f16."""
 
     name = "ann-diskann"
 
     def build(self, train: np.ndarray) -> None:
         metric = "cosine" if self.angular else "l2sq"
+        is_bytes = train.min() >= 0 and train.max() <= 255 and bool((train == np.rint(train)).all())
         self.index = self.ann.DiskANN(
-            train.shape[1], metric=metric, dtype="f16", build_list_size=self.task.ef_construction
+            train.shape[1],
+            metric=metric,
+            dtype="u8" if is_bytes else "f32",
+            vectors="u8" if is_bytes else "f16",
+            build_list_size=self.task.ef_construction,
         )
         self.index.add(train, threads=self.task.threads)
 

@@ -55,6 +55,18 @@ pub enum Error {
         /// Its Euclidean norm.
         norm: f64,
     },
+    /// A value is beyond what the type that vectors are stored as has.
+    #[error("row {row}, column {column} is {value}, which does not fit {dtype}")]
+    DoesNotFit {
+        /// Row of the offending value, counted from 0.
+        row: usize,
+        /// Column of the offending value, counted from 0.
+        column: usize,
+        /// The value itself.
+        value: f32,
+        /// The type of stored elements.
+        dtype: DType,
+    },
     /// A zero vector has no direction, so cosine distance does not exist for it.
     #[error("row {row} is a zero vector, which has no cosine distance")]
     ZeroVector {

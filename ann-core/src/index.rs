@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::rows::Kind;
 use crate::rows::Mark;
-pub use crate::rows::{Filter, Stats};
+pub use crate::rows::{Filter, Layout, Stats};
 
 /// One search result.
 #[derive(Clone, Copy, Debug, PartialEq)]

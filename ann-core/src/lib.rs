@@ -47,7 +47,8 @@ pub use graph::plain;
 pub use graph::{Graph, Insertion, Topology};
 pub use hnsw::{Hierarchy, Hnsw, HnswBuilder};
 pub use index::{
-    AddOptions, Cost, Cursor, DEFAULT_EF, Filter, Hit, Index, MAX_BEAM, MAX_EF, Search, Stats,
+    AddOptions, Cost, Cursor, DEFAULT_EF, Filter, Hit, Index, Layout, MAX_BEAM, MAX_EF, Search,
+    Stats,
 };
 pub use kernel::Isa;
 pub use metric::Metric;

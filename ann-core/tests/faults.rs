@@ -4,7 +4,9 @@
 mod common;
 
 use ann_core::testing::Faulty;
-use ann_core::{AddOptions, Error, Filter, Flat, Hnsw, Index, MemStore, Metric, Result, Search};
+use ann_core::{
+    AddOptions, DiskAnn, Error, Filter, Flat, Hnsw, Index, MemStore, Metric, Result, Search,
+};
 use common::oracle::Oracle;
 use ndarray::{Array2, Axis, s};
 
@@ -102,6 +104,13 @@ fn hnsw(metric: Metric) -> Hnsw {
     index
 }
 
+fn diskann(metric: Metric) -> DiskAnn {
+    let builder = DiskAnn::builder(DIM).metric(metric).build_list_size(32);
+    let mut index = builder.build_in(MemStore::new(4096).unwrap()).unwrap();
+    fill(&mut index);
+    index
+}
+
 fn flat() -> Flat {
     let builder = Flat::builder(DIM).metric(Metric::Cosine);
     let mut index = builder.build_in(MemStore::new(4096).unwrap()).unwrap();
@@ -148,6 +157,14 @@ fn updating_a_graph() {
 fn removing_from_a_graph() {
     let saved = hnsw(Metric::Cosine);
     everywhere(&saved, Hnsw::open_in, |index| index.store().calls(), remove);
+}
+
+#[test]
+fn changing_a_graph_with_codes() {
+    let open = DiskAnn::open_in;
+    everywhere(&diskann(Metric::InnerProduct), open, |index| index.store().calls(), add);
+    everywhere(&diskann(Metric::L2sq), open, |index| index.store().calls(), update);
+    everywhere(&diskann(Metric::Cosine), open, |index| index.store().calls(), remove);
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ann_core::{
-    AnyIndex, DType, DiskAnn, Error, Flat, Hit, Hnsw, Index, MAX_BEAM, MAX_DIM, MemStore, Metric,
-    PageStore, Search,
+    AnyIndex, DEFAULT_EF, DType, DiskAnn, Error, Flat, Hit, Hnsw, Index, MAX_BEAM, MAX_DIM,
+    MemStore, Metric, PageStore, Search,
 };
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, s};
 use numpy::{IntoPyArray, PyReadonlyArray1, ToPyArray};
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
@@ -18,7 +18,7 @@ use crate::failure::{Answer, Failure};
 use crate::filter::{Chosen, Given, Prepared};
 use crate::input::{self, Vectors, whole};
 use crate::insert::{Rows, insert};
-use crate::search::each;
+use crate::search::{at_row, each};
 use crate::shared::{Held, Shared};
 use crate::{any, typed};
 
@@ -38,32 +38,37 @@ pub struct Engine {
     links: Option<usize>,
     #[pyo3(get)]
     candidates: Option<usize>,
-    /// Bits of a code; `None` unless it is a DiskANN index.
+    /// Bits of a code, alpha and the type of stored vectors; `None` unless it is a DiskANN index.
     #[pyo3(get)]
     code_bits: Option<u8>,
+    #[pyo3(get)]
+    alpha: Option<f32>,
+    #[pyo3(get)]
+    vectors: Option<String>,
 }
 
 /// k, ef and beam of a search.
 type Sizes<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
 
-/// Kind, links, candidates, bits of a code.
-type Measures = (&'static str, Option<usize>, Option<usize>, Option<u8>);
+/// Kind, links, candidates; bits of a code, alpha, what vectors are stored as.
+type Measures = (&'static str, [Option<usize>; 2], (Option<u8>, Option<f32>, Option<String>));
 
 impl Engine {
     fn new(held: Held, writable: bool) -> Engine {
         fn hnsw<S: PageStore>(index: &Hnsw<S>) -> Measures {
-            ("hnsw", Some(index.m()), Some(index.ef_construction()), None)
+            ("hnsw", [Some(index.m()), Some(index.ef_construction())], (None, None, None))
         }
         fn diskann<S: PageStore>(index: &DiskAnn<S>) -> Measures {
-            let bits = Some(index.code_bits());
-            ("diskann", Some(index.degree()), Some(index.build_list_size()), bits)
+            let kept =
+                (Some(index.code_bits()), Some(index.alpha()), Some(index.vectors().to_string()));
+            ("diskann", [Some(index.degree()), Some(index.build_list_size())], kept)
         }
-        let (kind, links, candidates, code_bits) = match &held {
+        let (kind, [links, candidates], (code_bits, alpha, vectors)) = match &held {
             Held::Hnsw(index) => hnsw(index),
             Held::HnswFile(index) => hnsw(index),
             Held::DiskAnn(index) => diskann(index),
             Held::DiskAnnFile(index) => diskann(index),
-            Held::Flat(_) | Held::FlatFile(_) => ("flat", None, None, None),
+            Held::Flat(_) | Held::FlatFile(_) => ("flat", [None, None], (None, None, None)),
         };
         any!(&held, index => Engine {
             writable,
@@ -74,6 +79,8 @@ impl Engine {
             links,
             candidates,
             code_bits,
+            alpha,
+            vectors,
             shared: Arc::new(Shared::new(held)),
         })
     }
@@ -118,14 +125,22 @@ impl Engine {
                     any!(self.shared.read_long().index()?, index => index.contains(0))?;
                 }
                 let search = search.filter(prepared.filter());
-                each(&self.shared, filter, threads, found, |held, row, found| {
-                    let query = rows.row(row);
-                    let query = query.to_slice().ok_or_else(not_contiguous)?;
-                    let hits = any!(held, index => match radius {
-                        None => index.search(query, &search),
-                        Some(radius) => index.range_search(query, radius, &search),
+                let pool = search.ef.unwrap_or(DEFAULT_EF).max(search.k);
+                each(&self.shared, filter, threads, pool, found, |held, first, found| {
+                    let rows = rows.slice(s![first..first + found.len(), ..]);
+                    let all = any!(held, index => match radius {
+                        None => index.search_batch(rows, &search, 1)?,
+                        Some(radius) => {
+                            let rows = rows.rows().into_iter().enumerate();
+                            let within = rows.map(|(at, query)| {
+                                let query = query.to_slice().ok_or_else(not_contiguous)?;
+                                let found = index.range_search(query, radius, &search);
+                                found.map_err(|error| at_row(error.into(), at).1)
+                            });
+                            within.collect::<Answer<Vec<_>>>()?
+                        }
                     });
-                    place(hits?, found)
+                    all.into_iter().zip(found).try_for_each(|(hits, found)| place(hits, found))
                 })
             })
         })
@@ -158,19 +173,23 @@ impl Engine {
         dim: &Bound<'_, PyAny>,
         metric: &str,
         dtype: &str,
-        degree: &Bound<'_, PyAny>,
-        build_list_size: &Bound<'_, PyAny>,
-        code_bits: Option<u8>,
+        measures: (Bound<'_, PyAny>, Bound<'_, PyAny>, f32),
+        kept: (Option<u8>, Option<String>),
         seed: &Bound<'_, PyAny>,
     ) -> Answer<Engine> {
+        let ((degree, build_list_size, alpha), (code_bits, vectors)) = (measures, kept);
         let mut builder = DiskAnn::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
             .metric(metric.parse()?)
             .dtype(dtype.parse()?)
-            .degree(whole("degree", degree, 1..=u64::MAX)?)
-            .build_list_size(whole("build_list_size", build_list_size, 1..=100_000)?)
+            .degree(whole("degree", &degree, 1..=u64::MAX)?)
+            .build_list_size(whole("build_list_size", &build_list_size, 1..=100_000)?)
+            .alpha(alpha)
             .seed(whole("seed", seed, 0..=u64::MAX)? as u64);
         if let Some(bits) = code_bits {
             builder = builder.code_bits(bits);
+        }
+        if let Some(vectors) = vectors {
+            builder = builder.vectors(vectors.parse()?);
         }
         Ok(Engine::new(Held::DiskAnn(builder.build()?), true))
     }
@@ -380,6 +399,9 @@ impl Engine {
         dict.set_item("links", stats.links[0])?;
         dict.set_item("upper_links", stats.links[1])?;
         dict.set_item("levels", stats.levels)?;
+        dict.set_item("vectors", stats.vectors.to_string())?;
+        dict.set_item("code_bits", stats.code_bits)?;
+        dict.set_item("layout", stats.layout.to_string())?;
         dict.set_item("page_size", stats.page_size)?;
         dict.set_item("bytes", stats.bytes)?;
         dict.set_item("bytes_by_part", parts)?;

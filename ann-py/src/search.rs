@@ -1,4 +1,4 @@
-//! Many queries, on one thread or several, each under the lock for itself.
+//! Many queries, on one thread or several, a few at a time under the lock.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,20 +13,24 @@ use crate::failure::{Answer, Failure};
 use crate::filter::Chosen;
 use crate::shared::{Held, Shared, is_filtering};
 
-/// Queries that a thread takes at once, at most.
-const CHUNK: usize = 16;
+/// Queries that a thread takes at once, at most, and candidates that it keeps for all of them: what changes the index
+/// waits for them.
+const CHUNK: usize = 64;
+const CANDIDATES: usize = 32_768;
 
 /// How often a long call looks for signals.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Calls `search` with the index, for each row its number and its place in `found`. Of several rows that fail, the
-/// first is reported. Call it without the GIL.
+/// Calls `search` with the index, for some rows the number of the first and their places in `found`. Of several rows
+/// that fail, the first is reported: errors count from the first of the call. `pool` is the size of a search's. Call it
+/// without the GIL.
 pub fn each<F: Send>(
     shared: &Shared,
     filter: &Chosen<'_>,
     threads: usize,
+    pool: usize,
     found: &mut [F],
-    search: impl Fn(&Held, usize, &mut F) -> Answer<()> + Sync,
+    search: impl Fn(&Held, usize, &mut [F]) -> Answer<()> + Sync,
 ) -> Answer<()> {
     let threads = match threads {
         // Other threads would queue behind writes that wait for this one.
@@ -36,7 +40,7 @@ pub fn each<F: Send>(
     };
     let size = match filter.is_function() {
         true => 1,
-        false => (found.len() / (4 * threads)).clamp(1, CHUNK),
+        false => (found.len() / (4 * threads)).clamp(1, (CANDIDATES / pool).clamp(1, CHUNK)),
     };
     let threads = threads.min(found.len().div_ceil(size));
     let queue = Mutex::new(found.chunks_mut(size).enumerate());
@@ -55,19 +59,17 @@ pub fn each<F: Send>(
             let Some((chunk, places)) = queue.lock().next() else {
                 break;
             };
-            let mut reading = match filter.is_function() {
+            let reading = match filter.is_function() {
                 true => shared.read_long(),
                 false => shared.read(),
             };
-            for (place, row) in places.iter_mut().zip(chunk * size..) {
-                if row >= end.load(Ordering::Relaxed) {
-                    return;
-                }
-                let done = filter.run(|| search(reading.index()?, row, place));
-                if let Err(failure) = done {
-                    return fail(row, at_row(failure, row));
-                }
-                reading.give_way();
+            let first = chunk * size;
+            if first >= end.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Err(failure) = filter.run(|| search(reading.index()?, first, places)) {
+                let (row, failure) = at_row(failure, first);
+                return fail(row, failure);
             }
             drop(reading);
             if looks && looked.elapsed() > LOOK {
@@ -88,15 +90,20 @@ pub fn each<F: Send>(
     failed.into_inner().map_or(Ok(()), Err)
 }
 
-/// The core counts a single query as row 0.
-fn at_row(failure: Failure, row: usize) -> Failure {
-    let Failure::Core(error) = failure else {
-        return failure;
+/// The row that a failure is of, and the failure with that; the core counts from the first that it is given.
+pub fn at_row(failure: Failure, first: usize) -> (usize, Failure) {
+    let Failure::Core(mut error) = failure else {
+        return (first, failure);
     };
-    Failure::Core(match error {
-        Error::NotFinite { column, value, .. } => Error::NotFinite { row, column, value },
-        Error::TooLong { norm, .. } => Error::TooLong { row, norm },
-        Error::ZeroVector { .. } => Error::ZeroVector { row },
-        other => other,
-    })
+    let row = match &mut error {
+        Error::NotFinite { row, .. }
+        | Error::DoesNotFit { row, .. }
+        | Error::TooLong { row, .. }
+        | Error::ZeroVector { row } => {
+            *row += first;
+            *row
+        }
+        _ => first,
+    };
+    (row, Failure::Core(error))
 }

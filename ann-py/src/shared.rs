@@ -10,7 +10,7 @@
 //! for the GIL, so no thread that has the GIL may wait for a lock.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -81,9 +81,8 @@ impl Held {
 /// An index and its locks.
 pub struct Shared {
     held: RwLock<Option<Held>>,
-    /// Threads that wait to read, and whether one waits to write.
+    /// Threads that wait to read.
     readers: AtomicUsize,
-    writer: AtomicBool,
     gate: Mutex<()>,
     turn: Mutex<Option<ThreadId>>,
     turn_is_over: Condvar,
@@ -94,22 +93,20 @@ impl Shared {
         Shared {
             held: RwLock::new(Some(held)),
             readers: AtomicUsize::new(0),
-            writer: AtomicBool::new(false),
             gate: Mutex::new(()),
             turn: Mutex::new(None),
             turn_is_over: Condvar::new(),
         }
     }
 
-    /// For reads as short as one search.
+    /// For reads as short as a few searches.
     pub fn read(&self) -> Reading<'_> {
-        let nested = is_filtering();
-        let guard = match nested {
+        let guard = match is_filtering() {
             // A filter's thread has the lock already: it must not queue behind a write that waits for it.
             true => self.held.read_recursive(),
             false => self.held.try_read().unwrap_or_else(|| self.wait(|| self.held.read())),
         };
-        Reading { shared: self, guard, nested, _gate: None }
+        Reading { guard, _gate: None }
     }
 
     /// Lets writers know of a reader that waits.
@@ -130,9 +127,7 @@ impl Shared {
     pub fn write<R>(&self, change: impl FnOnce(&mut Held) -> Answer<R>) -> Answer<R> {
         let gate = self.gate.lock();
         self.let_in();
-        self.writer.store(true, Ordering::Relaxed);
         let mut held = self.held.write();
-        self.writer.store(false, Ordering::Relaxed);
         let answer = held.as_mut().ok_or(Failure::Closed).and_then(change);
         RwLockWriteGuard::unlock_fair(held);
         MutexGuard::unlock_fair(gate);
@@ -187,9 +182,7 @@ impl Shared {
 
 /// Read access to the index.
 pub struct Reading<'a> {
-    shared: &'a Shared,
     guard: RwLockReadGuard<'a, Option<Held>>,
-    nested: bool,
     _gate: Option<MutexGuard<'a, ()>>,
 }
 
@@ -197,13 +190,6 @@ impl Reading<'_> {
     /// The index, unless it has been closed.
     pub fn index(&self) -> Answer<&Held> {
         self.guard.as_ref().ok_or(Failure::Closed)
-    }
-
-    /// Lets a write that waits go first.
-    pub fn give_way(&mut self) {
-        if !self.nested && self.shared.writer.load(Ordering::Relaxed) {
-            self.shared.wait(|| RwLockReadGuard::bump(&mut self.guard));
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::graph::Fused;
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
-use crate::rows::{Array, Kind, Rows, Space, VECTORS};
+use crate::rows::{Array, Kind, MAX_ALPHA, Rows, Space, VECTORS};
 
 use super::{DiskAnn, MAX_DEGREE, parts};
 
@@ -16,8 +16,10 @@ pub struct DiskAnnBuilder {
     dim: usize,
     metric: Metric,
     dtype: DType,
+    vectors: Option<DType>,
     degree: usize,
     build_list_size: usize,
+    alpha: f32,
     code_bits: Option<u8>,
     seed: u64,
     isa: Option<Isa>,
@@ -29,8 +31,10 @@ impl DiskAnnBuilder {
             dim,
             metric: Metric::L2sq,
             dtype: DType::F32,
+            vectors: None,
             degree: 32,
             build_list_size: 128,
+            alpha: 1.0,
             code_bits: None,
             seed: 0,
             isa: None,
@@ -49,6 +53,13 @@ impl DiskAnnBuilder {
         self
     }
 
+    /// What vectors are stored as: `dtype`, which it is unless it is set, or `f16` where that is `f32`. Halves take half
+    /// the space, and distances, results' included, are those of the halves; a value beyond 65,504 is refused.
+    pub fn vectors(mut self, vectors: DType) -> DiskAnnBuilder {
+        self.vectors = Some(vectors);
+        self
+    }
+
     /// Links that a node can have: a multiple of 32, from 32 to 256. 32 unless it is set.
     pub fn degree(mut self, degree: usize) -> DiskAnnBuilder {
         self.degree = degree;
@@ -62,9 +73,17 @@ impl DiskAnnBuilder {
         self
     }
 
+    /// How much nearer than a node one of its neighbours has to be to a vector to stand in for it, from 1 to 10: more
+    /// leaves more far links and fewer near ones. 1 unless it is set, which was best on all data that were tried; lists
+    /// are full in any case. Inner products know no "nearer by a factor": there it has to be 1.
+    pub fn alpha(mut self, alpha: f32) -> DiskAnnBuilder {
+        self.alpha = alpha;
+        self
+    }
+
     /// Bits a coordinate of the codes that stand beside links: 1, 2, 4 or 8; 0 for none, at the price of reading each
     /// neighbour. More bits tell more of a neighbour and take more memory. Unless it is set, what suits the dimension
-    /// and fits a page: 4 up to 64 dimensions, 2 up to 320, else 1.
+    /// and fits a page: 4 up to 64 dimensions, 2 up to 160, else 1.
     pub fn code_bits(mut self, code_bits: u8) -> DiskAnnBuilder {
         self.code_bits = Some(code_bits);
         self
@@ -89,7 +108,7 @@ impl DiskAnnBuilder {
     pub fn build(self) -> Result<DiskAnn> {
         let space = self.space()?;
         let list = self.list(self.bits(MAX_PAGE_SIZE));
-        let whole = Space::round_stride(list + space.stride());
+        let whole = (list + space.stride()).next_multiple_of(32);
         let page_size = Array::page_size(whole.min(MAX_PAGE_SIZE - HEADER));
         self.build_in(MemStore::new(page_size)?)
     }
@@ -112,7 +131,7 @@ impl DiskAnnBuilder {
             };
             return Err(Error::parameter("page size", store.page_size(), allowed));
         }
-        let whole = Space::round_stride(list + space.stride());
+        let whole = (list + space.stride()).next_multiple_of(32);
         let (links, codes) = (4 * self.degree, self.codes(bits));
         let rows = Rows::create(store, Kind::DiskAnn, space, |meta| {
             let joined = (whole <= room).then(|| (meta.arrays[VECTORS].record(), whole));
@@ -122,6 +141,7 @@ impl DiskAnnBuilder {
             meta.m = (self.degree as u32).into();
             meta.ef_construction = (self.build_list_size.max(self.degree) as u32).into();
             meta.seed = self.seed.into();
+            meta.alpha = self.alpha.to_bits().into();
             meta.code_bits = bits;
         })?;
         DiskAnn::from_rows(rows)
@@ -132,7 +152,7 @@ impl DiskAnnBuilder {
         let fits = |&bits: &u8| self.list(bits) <= page_size - HEADER;
         let suits = match self.dim {
             ..=64 => [4, 2, 1],
-            65..=320 => [2, 1, 1],
+            65..=160 => [2, 1, 1],
             _ => [1; 3],
         };
         self.code_bits.unwrap_or_else(|| suits.into_iter().find(fits).unwrap_or(0))
@@ -160,11 +180,27 @@ impl DiskAnnBuilder {
             let allowed = "from 1 to 100000";
             return Err(Error::parameter("build_list_size", self.build_list_size, allowed));
         }
+        let most = if self.metric == Metric::InnerProduct { 1.0 } else { MAX_ALPHA };
+        if !(1.0..=most).contains(&self.alpha) {
+            let allowed = match self.metric {
+                Metric::InnerProduct => "1 for inner products".into(),
+                _ => format!("from 1 to {most}"),
+            };
+            return Err(Error::parameter("alpha", self.alpha, allowed));
+        }
         if let Some(bits) = self.code_bits
             && !matches!(bits, 0 | 1 | 2 | 4 | 8)
         {
             return Err(Error::parameter("code_bits", bits, "0, 1, 2, 4 or 8"));
         }
-        Space::new(self.dim, self.dtype, self.metric, self.isa)
+        let stored = self.vectors.unwrap_or(self.dtype);
+        if stored != self.dtype && (self.dtype, stored) != (DType::F32, DType::F16) {
+            let allowed = match self.dtype {
+                DType::F32 => "f32 or f16, for elements of type f32".into(),
+                dtype => format!("{dtype}, for elements of that type"),
+            };
+            return Err(Error::parameter("vectors", stored, allowed));
+        }
+        Space::storing(self.dim, self.dtype, stored, self.metric, self.isa)
     }
 }

@@ -6,6 +6,7 @@
 
 mod builder;
 
+use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Fused, Graph, Shape, Shaped, Topology};
 use crate::page::{MemStore, PageStore};
@@ -113,6 +114,16 @@ impl<S: PageStore> DiskAnn<S> {
     /// Size of the candidate pool while building.
     pub fn build_list_size(&self) -> usize {
         self.rows.meta.ef_construction.get() as usize
+    }
+
+    /// How much nearer than a node the neighbour has to be that stands in for it.
+    pub fn alpha(&self) -> f32 {
+        self.rows.meta.alpha()
+    }
+
+    /// What vectors are stored as.
+    pub fn vectors(&self) -> DType {
+        self.rows.space.stored
     }
 
     /// Bits a coordinate of the codes beside links; 0 if there are none.

@@ -1,4 +1,5 @@
-//! The best estimate of each node that a search has met: two bytes a slot.
+//! The best estimate of each node that a search has met: a small hash table, so that it stays in the fastest cache
+//! however many nodes there are.
 //!
 //! Nodes are met again and again, each time with an estimate from another neighbour. Only one that is better by more
 //! than rounding makes a difference.
@@ -10,22 +11,63 @@ pub(crate) const UNMET: u16 = u16::MAX;
 /// Nothing comes below it.
 const EXPANDED: u16 = 0;
 
-/// The best estimate of each slot, rounded down to its upper bits.
+/// Places for each candidate of the pool, about: most searches then never have to make room.
+const PLACES: usize = 16;
+/// Places, at least.
+const LEAST: usize = 256;
+
+/// What is known of one node. It is of use to the search whose number it has only.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(8))]
+struct Entry {
+    id: u32,
+    estimate: u16,
+    search: u16,
+}
+
+/// The best estimate of each node, rounded down to its upper bits.
 #[derive(Default)]
 pub(crate) struct Best {
-    estimates: Vec<u16>,
-    met: Vec<u32>,
+    /// A power of two of places; a node's is the first free one from its hash on.
+    entries: Vec<Entry>,
+    /// Of them, those in use are the first `1 << (32 - shift)`.
+    shift: u32,
+    count: usize,
+    search: u16,
+    slots: u32,
     again: usize,
 }
 
 impl Best {
-    /// Forgets everything and makes room for ids below `slots`. Takes as long as what there is to forget.
-    pub(crate) fn reset(&mut self, slots: u32) {
-        for id in self.met.drain(..) {
-            self.estimates[id as usize] = UNMET;
-        }
-        self.estimates.resize(slots as usize, UNMET);
+    /// Forgets everything, for a search among ids below `slots` that keeps `ef` candidates.
+    pub(crate) fn reset(&mut self, slots: u32, ef: usize) {
+        let places = ef.saturating_mul(PLACES).clamp(LEAST, 1 << 24).next_power_of_two();
+        self.shift = 32 - places.trailing_zeros();
+        self.count = 0;
         self.again = 0;
+        self.slots = slots;
+        if self.entries.len() < places {
+            self.entries.resize(places, Entry::default());
+        }
+        self.search = self.search.wrapping_add(1);
+        if self.search == 0 {
+            self.entries.fill(Entry::default());
+            self.search = 1;
+        }
+    }
+
+    /// The place of a node: its own, or the one that it would take.
+    #[inline(always)]
+    fn place(&self, id: u32) -> usize {
+        let last = (1usize << (32 - self.shift)) - 1;
+        let mut at = (id.wrapping_mul(0x9e37_79b1) >> self.shift) as usize;
+        while let Some(entry) = self.entries.get(at)
+            && entry.search == self.search
+            && entry.id != id
+        {
+            at = (at + 1) & last;
+        }
+        at
     }
 
     /// Takes note of an estimate, in its sorting form; the one it takes the place of, if it is better than that. An id
@@ -33,19 +75,41 @@ impl Best {
     #[inline(always)]
     pub(crate) fn improve(&mut self, id: u32, sorting: u32) -> Result<Option<u16>> {
         let rounded = ((sorting >> 16) as u16).clamp(EXPANDED + 1, UNMET - 1);
-        let Some(best) = self.estimates.get_mut(id as usize) else {
+        let at = self.place(id);
+        let entry = &mut self.entries[at];
+        if entry.search == self.search {
+            if rounded >= entry.estimate {
+                self.again += usize::from(entry.estimate != EXPANDED);
+                return Ok(None);
+            }
+            self.again += 1;
+            return Ok(Some(std::mem::replace(&mut entry.estimate, rounded)));
+        }
+        if id >= self.slots {
             return Err(Error::corrupt(0, format!("a link names slot {id}, which does not exist")));
-        };
-        if rounded >= *best {
-            self.again += usize::from(*best != EXPANDED);
-            return Ok(None);
         }
-        let old = std::mem::replace(best, rounded);
-        match old {
-            UNMET => self.met.push(id),
-            _ => self.again += 1,
+        *entry = Entry { id, estimate: rounded, search: self.search };
+        self.count += 1;
+        if self.count > (1 << (32 - self.shift)) / 2 {
+            self.make_room();
         }
-        Ok(Some(old))
+        Ok(Some(UNMET))
+    }
+
+    /// Twice as many places.
+    #[cold]
+    fn make_room(&mut self) {
+        let places = 1usize << (32 - self.shift);
+        let met: Vec<Entry> =
+            self.entries[..places].iter().copied().filter(|e| e.search == self.search).collect();
+        self.entries[..places].fill(Entry::default());
+        self.entries.resize(self.entries.len().max(2 * places), Entry::default());
+        self.entries[..2 * places].fill(Entry::default());
+        self.shift -= 1;
+        for entry in met {
+            let at = self.place(entry.id);
+            self.entries[at] = entry;
+        }
     }
 
     /// How often nodes that were met before, but not expanded, have been met again since this was asked last.
@@ -57,21 +121,23 @@ impl Best {
     /// From now on no estimate of this node, which has been met, is any better. False if that is so already.
     #[inline(always)]
     pub(crate) fn expand(&mut self, id: u32) -> bool {
-        match self.estimates.get_mut(id as usize) {
-            Some(best) => std::mem::replace(best, EXPANDED) != EXPANDED,
-            None => false,
-        }
+        let at = self.place(id);
+        let entry = &mut self.entries[at];
+        entry.search == self.search && std::mem::replace(&mut entry.estimate, EXPANDED) != EXPANDED
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::page::testing::Rng;
 
     #[test]
     fn only_what_is_better_counts() {
         let mut best = Best::default();
-        best.reset(10);
+        best.reset(10, 1);
         assert_eq!(best.improve(3, 7 << 16).unwrap(), Some(UNMET));
         assert_eq!(best.improve(3, 7 << 16).unwrap(), None);
         assert_eq!(best.improve(3, 8 << 16).unwrap(), None);
@@ -82,7 +148,27 @@ mod tests {
         assert_eq!(best.met_again(), 0);
         assert_eq!(best.improve(4, u32::MAX).unwrap(), Some(UNMET));
         assert!(best.improve(10, 0).is_err());
-        best.reset(4);
+        best.reset(4, 1);
         assert_eq!(best.improve(3, 9 << 16).unwrap(), Some(UNMET));
+    }
+
+    /// Against a map, over more searches than there are numbers for, of a few nodes or thousands.
+    #[test]
+    fn as_a_map_would() {
+        let (mut best, mut rng) = (Best::default(), Rng(5));
+        for search in 0..70_000u32 {
+            let (count, ef) =
+                if search % 7000 == 0 { (5000, 10) } else { (3, 1 + search as usize % 90) };
+            best.reset(1 << 30, ef);
+            let mut map = HashMap::new();
+            for _ in 0..count {
+                let id = (rng.next() % (count as u64 * 2)) as u32 * 4096;
+                let estimate = (rng.next() % 1000 + 1) as u16;
+                let known = map.get(&id).copied().unwrap_or(UNMET);
+                let better = (estimate < known).then_some(known);
+                assert_eq!(best.improve(id, u32::from(estimate) << 16).unwrap(), better);
+                map.insert(id, known.min(estimate));
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
 
 use crate::element::{DType, Element};
@@ -14,13 +14,14 @@ use crate::index::{AddOptions, Cost, Cursor, CursorState, Filter, Hit, Index, Se
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, PageStore};
-use crate::rows::{Kind, Matcher, Meta, Plan, Rows, State, check_rows, nearest, slice};
+use crate::rows::{Kind, Matcher, Meta, Plan, Rows, State, check_rows, check_shape, nearest};
 use crate::seed::mix;
 use crate::threads;
 
 use super::fused::Fused;
 use super::insert::Insertion;
 use super::search::Scratch;
+use super::together::GROUP;
 use super::{links, query};
 
 /// Levels above the bottom one, at most.
@@ -163,7 +164,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         Ok(insertion.keys().to_vec())
     }
 
-    fn search_planned<T: Element>(
+    pub(super) fn search_planned<T: Element>(
         &self,
         query: &[T],
         row: usize,
@@ -288,13 +289,20 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
     ) -> Result<Vec<Vec<Hit>>> {
         options.check()?;
         let plan = self.rows.plan(options.filter, options.pool_size())?;
+        if threads == 1 {
+            check_shape(&self.rows.space, &queries)?;
+            return self.search_rows(queries, 0, options, &plan);
+        }
         threads::pool(threads)?.install(|| {
             check_rows(&self.rows.space, &queries)?;
-            let search = |row| {
-                let query = slice(queries.row(row));
-                self.search_planned(&query, row, options, &plan).map(|(hits, _)| hits)
+            let search = |group: usize| {
+                let first = group * GROUP;
+                let queries = queries.slice(s![first..queries.nrows().min(first + GROUP), ..]);
+                self.search_rows(queries, first, options, &plan)
             };
-            (0..queries.nrows()).into_par_iter().map(search).collect()
+            let groups = (0..queries.nrows().div_ceil(GROUP)).into_par_iter().map(search);
+            let found: Result<Vec<Vec<Vec<Hit>>>> = groups.collect();
+            Ok(found?.into_iter().flatten().collect())
         })
     }
 
@@ -346,11 +354,18 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
                 if !scratch.pool.refill() {
                     break;
                 }
-                let admit = &mut |id| self.rows.admits(id, &matcher);
-                scratch.found.reset(usize::MAX, f32::NEG_INFINITY, false);
-                self.go_on(scratch, admit)?;
+                self.go_on(scratch, &mut |id| self.rows.admits(id, &matcher))?;
             }
-            ready.extend(self.hits(self.found(scratch).admitted(), &matcher, usize::MAX)?);
+            let found: Vec<(f32, u32)> = match scratch.estimated {
+                false => scratch.pool.admitted().collect(),
+                true => {
+                    // Estimates are off: what they put into the next pool may be nearer than the farther half of this.
+                    let share = if scratch.pool.has_left_out() { 2 } else { 1 };
+                    let count = scratch.found.len().div_ceil(share);
+                    scratch.found.take_nearest(count)
+                }
+            };
+            ready.extend(self.hits(found.into_iter(), &matcher, usize::MAX)?);
         }
         let count = n.min(ready.len());
         Ok(ready.drain(..count).collect())

@@ -93,6 +93,11 @@ impl Pool {
         self.ef
     }
 
+    /// Candidates in the pool.
+    pub(crate) fn len(&self) -> usize {
+        self.candidates.len()
+    }
+
     fn clear(&mut self) {
         self.candidates.clear();
         self.next = 0;
@@ -229,6 +234,26 @@ impl Pool {
         admitted.map(|&candidate| (distance(candidate), id(candidate)))
     }
 
+    /// Removes the nearest `count` admitted candidates, nearest first, and way-points before them.
+    pub(crate) fn take_nearest(&mut self, count: usize) -> Vec<(f32, u32)> {
+        let mut admitted = 0;
+        let is_last = |&candidate: &u64| {
+            admitted += usize::from(candidate & OUTSIDE == 0);
+            admitted > count
+        };
+        let end = self.candidates.iter().position(is_last).unwrap_or(self.candidates.len());
+        let taken = self.candidates.drain(..end).filter(|candidate| candidate & OUTSIDE == 0);
+        let taken: Vec<(f32, u32)> = taken.map(|taken| (distance(taken), id(taken))).collect();
+        self.admitted -= taken.len();
+        self.next = self.next.saturating_sub(end);
+        taken
+    }
+
+    /// Whether a resumable search has left out anything.
+    pub(crate) fn has_left_out(&self) -> bool {
+        !self.overflow.is_empty()
+    }
+
     /// All candidates, way-points included, nearest first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (f32, u32)> {
         self.candidates.iter().map(|&candidate| (distance(candidate), id(candidate)))
@@ -274,6 +299,19 @@ mod tests {
         assert_eq!(pool.pop(), Some((1, true)));
         pool.insert(0.5, 9, true);
         assert_eq!((pool.pop(), pool.pop(), pool.pop()), (Some((9, true)), Some((2, true)), None));
+    }
+
+    #[test]
+    fn the_nearest_are_taken() {
+        let mut pool = Pool::default();
+        pool.reset(9, f32::NEG_INFINITY, false);
+        for (distance, id) in [(5.0, 5), (1.0, 1), (4.0, 4), (2.0, 2)] {
+            pool.insert(distance, id, id != 2);
+        }
+        assert_eq!(pool.take_nearest(2), [(1.0, 1), (4.0, 4)]);
+        assert_eq!((admitted(&pool), pool.take_nearest(9)), (vec![5], vec![(5.0, 5)]));
+        pool.insert(3.0, 3, true);
+        assert_eq!(pool.take_nearest(1), [(3.0, 3)]);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! is (the relative neighbourhood rule; Malkov and Yashunin, arXiv 1603.09320, algorithm 4). What is kept spans
 //! directions; what is left out can be reached through what is kept. Places that remain go to the nearest of what
 //! was left out: they cost no memory, and save a search hops.
+//!
+//! With an alpha above 1 (Vamana's, NeurIPS 2019) a kept one has to be nearer by that factor, so more are kept.
 
 use crate::error::Result;
 use crate::page::PageStore;
@@ -66,6 +68,7 @@ impl Pruner {
         candidates: &mut Vec<Candidate>,
         limit: usize,
     ) -> Result<usize> {
+        let spread = rows.meta.spread();
         let mut trees = candidates.iter().filter(|candidate| candidate.tree).count();
         self.left_out.clear();
         // Kept are those before `kept`, undecided those from there on, up to `end`.
@@ -89,7 +92,7 @@ impl Pruner {
             let between = &self.batch.distances;
             end = kept
                 + partition(&mut candidates[kept..end], &mut self.left_out, |at, candidate| {
-                    candidate.tree || !covers(between[at], candidate.distance)
+                    candidate.tree || !covers(between[at] * spread, candidate.distance)
                 });
         }
         candidates.truncate(kept);
@@ -133,12 +136,14 @@ impl Pruner {
         if self.kept.is_empty() {
             return Ok(true);
         }
+        let spread = rows.meta.spread();
         rows.row_probe(candidate.id, &mut self.row, &mut self.probe)?;
         for group in self.kept.chunks(GROUP) {
             self.batch.ids.clear();
             self.batch.ids.extend_from_slice(group);
             self.batch.score(rows, &self.probe)?;
-            if self.batch.distances.iter().any(|&between| covers(between, candidate.distance)) {
+            let mut distances = self.batch.distances.iter();
+            if distances.any(|&between| covers(between * spread, candidate.distance)) {
                 return Ok(false);
             }
         }

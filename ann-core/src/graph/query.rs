@@ -117,6 +117,33 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         &self,
         scratch: &mut Scratch,
         matcher: &Matcher<'_>,
+        sizes: (usize, usize),
+        radius: f32,
+        resumable: bool,
+    ) -> Result<Cost> {
+        let mut cost = self.approach(scratch, sizes, radius, resumable)?;
+        if self.all_count(matcher) {
+            scratch.enter(&mut |_| Ok(true))?;
+            self.go_on(scratch, &mut |_| Ok(true))?;
+        } else {
+            let admit = &mut |id| self.rows.admits(id, matcher);
+            scratch.enter(admit)?;
+            self.go_on(scratch, admit)?;
+        }
+        cost.hops += scratch.hops;
+        cost.distances += scratch.scored;
+        Ok(cost)
+    }
+
+    /// Whether every node of the graph may be returned: there are neither tombstones nor a filter.
+    pub(super) fn all_count(&self, matcher: &Matcher<'_>) -> bool {
+        matcher.is_all() && self.rows.meta.tombstones.get() == 0
+    }
+
+    /// Readies a search: the pools are empty, and the batch holds where it is to start from, scored.
+    pub(super) fn approach(
+        &self,
+        scratch: &mut Scratch,
         (ef, least): (usize, usize),
         radius: f32,
         resumable: bool,
@@ -130,6 +157,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         scratch.pool.shrink_to(least);
         (scratch.hops, scratch.scored) = (0, 0);
         let Some((id, level)) = entry(rows)? else {
+            scratch.batch.ids.clear();
+            scratch.batch.distances.clear();
             return Ok(cost);
         };
         if let Some(fused) = &self.shape.fused {
@@ -143,20 +172,9 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             cost.distances += 1;
         }
         match &self.shape.fused {
-            Some(_) => scratch.best.reset(rows.slots()),
+            Some(_) => scratch.best.reset(rows.slots(), ef),
             None => scratch.visited.reset(rows.slots()),
         }
-        // Without tombstones and filter every node of the graph may be returned.
-        if matcher.is_all() && rows.meta.tombstones.get() == 0 {
-            scratch.enter(&mut |_| Ok(true))?;
-            self.go_on(scratch, &mut |_| Ok(true))?;
-        } else {
-            let admit = &mut |id| rows.admits(id, matcher);
-            scratch.enter(admit)?;
-            self.go_on(scratch, admit)?;
-        }
-        cost.hops += scratch.hops;
-        cost.distances += scratch.scored;
         Ok(cost)
     }
 

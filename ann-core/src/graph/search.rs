@@ -15,6 +15,9 @@ use super::links;
 use super::pool::{Pool, sorting};
 use super::visited::Visited;
 
+/// Parts in which a candidate is fetched.
+const PARTS: usize = 3;
+
 /// What is to be expanded next.
 pub(crate) struct Step {
     pub node: u32,
@@ -78,10 +81,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// Expands candidates until the pool has no more. `expand` replaces the batch with the neighbours, not met
-    /// before, of a node, and their distances; where these are estimates, it returns the node's exact one. A
-    /// candidate is taken from the pool while `beam - 1` others are ahead of it, and `fetch` called with it for part 0 of
-    /// what it is to fetch; for parts 1 and 2 later, in between other work.
+    /// Expands candidates until the pool has no more.
     pub(crate) fn best_first(
         &mut self,
         beam: usize,
@@ -89,53 +89,94 @@ impl Scratch {
         mut expand: impl FnMut(Step, Met<'_>, &mut Batch, (&Probe, &Table)) -> Result<Option<f32>>,
         admit: &mut impl FnMut(u32) -> Result<bool>,
     ) -> Result<()> {
+        self.set_out(beam, &mut fetch);
+        let mut coming = None;
+        while !self.is_done() {
+            coming = self.hop(beam, coming, &mut fetch, &mut expand, admit)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the first candidates from the pool, and fetches them.
+    pub(crate) fn set_out(&mut self, beam: usize, fetch: &mut impl FnMut(u32, usize)) {
+        self.ahead.clear();
+        self.olds.clear();
+        self.fill(beam);
+        for &(node, _) in &self.ahead {
+            (0..PARTS).for_each(|part| fetch(node, part));
+        }
+    }
+
+    /// Whether there is no candidate left that is worth expanding.
+    pub(crate) fn is_done(&self) -> bool {
+        self.ahead.is_empty()
+    }
+
+    /// Takes candidates from the pool until `beam` are waiting for their turn; returns the last.
+    #[inline]
+    fn fill(&mut self, beam: usize) -> Option<u32> {
+        let mut last = None;
+        while self.ahead.len() < beam
+            && let Some(candidate) = self.pool.pop()
+        {
+            if self.estimated && !self.best.expand(candidate.0) {
+                continue;
+            }
+            self.ahead.push_back(candidate);
+            last = Some(candidate.0);
+        }
+        last
+    }
+
+    /// Expands the candidate whose turn it is. `expand` replaces the batch with the neighbours, not met before, of a
+    /// node, and their distances; where these are estimates, it returns the node's exact one. In between, `fetch` is
+    /// called for the parts of what is `coming`: what the hop before this one returned, of this search or another.
+    #[inline]
+    pub(crate) fn hop(
+        &mut self,
+        beam: usize,
+        coming: Option<u32>,
+        fetch: &mut impl FnMut(u32, usize),
+        expand: &mut impl FnMut(Step, Met<'_>, &mut Batch, (&Probe, &Table)) -> Result<Option<f32>>,
+        admit: &mut impl FnMut(u32) -> Result<bool>,
+    ) -> Result<Option<u32>> {
+        let mut fetch = |part| {
+            if let Some(node) = coming {
+                fetch(node, part);
+            }
+        };
         let Scratch { probe, pool, found, visited, best, olds, batch, table, ahead, .. } = self;
-        ahead.clear();
-        olds.clear();
-        loop {
-            while ahead.len() < beam
-                && let Some(candidate) = pool.pop()
-            {
-                if self.estimated && !best.expand(candidate.0) {
-                    continue;
+        let Some((node, admitted)) = ahead.pop_front() else {
+            return Ok(None);
+        };
+        fetch(0);
+        let step = Step { node, next: pool.peek(), bound: pool.exact_below() };
+        let met = Met { visited, best, olds };
+        let own = expand(step, met, batch, (probe, table))?;
+        self.hops += 1;
+        fetch(1);
+        match own {
+            None => self.scored += batch.ids.len() as u64,
+            Some(distance) => {
+                self.scored += 1;
+                if distance < found.bound() {
+                    found.insert(distance, node, admitted);
                 }
-                fetch(candidate.0, 0);
-                ahead.push_back(candidate);
-            }
-            let Some((node, admitted)) = ahead.pop_front() else {
-                return Ok(());
-            };
-            let step = Step { node, next: pool.peek(), bound: pool.exact_below() };
-            let met = Met { visited, best, olds };
-            let own = expand(step, met, batch, (probe, table))?;
-            self.hops += 1;
-            if let Some(last) = ahead.back() {
-                fetch(last.0, 1);
-            }
-            match own {
-                None => self.scored += batch.ids.len() as u64,
-                Some(distance) => {
-                    self.scored += 1;
-                    if distance < found.bound() {
-                        found.insert(distance, node, admitted);
-                    }
-                }
-            }
-            for (at, (&id, &distance)) in batch.ids.iter().zip(&batch.distances).enumerate() {
-                if distance < pool.bound() {
-                    let admitted = admit(id)?;
-                    match olds.get(at) {
-                        Some(&old) if old != UNMET => pool.improve(old, distance, id, admitted),
-                        _ => pool.insert(distance, id, admitted),
-                    }
-                } else {
-                    pool.refuse(distance, id);
-                }
-            }
-            pool.met_again(best.met_again());
-            if let Some(last) = ahead.back() {
-                fetch(last.0, 2);
             }
         }
+        for (at, (&id, &distance)) in batch.ids.iter().zip(&batch.distances).enumerate() {
+            if distance < pool.bound() {
+                let admitted = admit(id)?;
+                match olds.get(at) {
+                    Some(&old) if old != UNMET => pool.improve(old, distance, id, admitted),
+                    _ => pool.insert(distance, id, admitted),
+                }
+            } else {
+                pool.refuse(distance, id);
+            }
+        }
+        pool.met_again(best.met_again());
+        fetch(2);
+        Ok(self.fill(beam))
     }
 }

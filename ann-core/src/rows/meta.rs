@@ -17,6 +17,9 @@ pub(crate) const VERSION: u32 = 1;
 /// "No id": the end of a link list, of a chain, of the free list; an absent entry point.
 pub(crate) const NONE: u32 = u32::MAX;
 
+/// The largest alpha.
+pub(crate) const MAX_ALPHA: f32 = 10.0;
+
 /// Slots an index can have: two bits of an id are flags in link lists and candidate pools.
 pub(crate) const MAX_SLOTS: u64 = 1 << 30;
 
@@ -160,10 +163,14 @@ pub(crate) struct Meta {
     pub ef_construction: U32,
     /// Bits a coordinate of the codes beside links; 0 if there are none.
     pub code_bits: u8,
-    reserved_c: [u8; 3],
+    /// The element type that rows hold; 0 if that is `dtype`.
+    pub stored: u8,
+    reserved_c: [u8; 2],
     /// Records of the upper-level link array handed out so far.
     pub upper: U32,
-    reserved_b: [u8; 32],
+    /// DiskANN's alpha, the bits of a float; 0 stands for 1.
+    pub alpha: U32,
+    reserved_b: [u8; 28],
     pub arrays: [ArrayMeta; ARRAYS],
 }
 
@@ -205,8 +212,15 @@ impl Meta {
         if DType::from_code(meta.dtype).is_none() {
             return bad(format!("unknown element type {}", meta.dtype));
         }
+        let narrowed = (meta.dtype, meta.stored) == (DType::F32 as u8, DType::F16 as u8);
+        if meta.stored != 0 && !narrowed {
+            return bad(format!("element type {} stored as {}", meta.dtype, meta.stored));
+        }
         if Metric::from_code(meta.metric).is_none() {
             return bad(format!("unknown metric {}", meta.metric));
+        }
+        if !(1.0..=MAX_ALPHA).contains(&meta.alpha()) {
+            return bad(format!("alpha = {}", meta.alpha()));
         }
         let dim = meta.dim.get() as usize;
         if dim == 0 || dim > MAX_DIM {
@@ -243,6 +257,21 @@ impl Meta {
     /// The element type. A parsed meta page has a known one.
     pub(crate) fn dtype(&self) -> DType {
         DType::from_code(self.dtype).unwrap_or(DType::F32)
+    }
+
+    /// The element type that rows hold.
+    pub(crate) fn stored(&self) -> DType {
+        DType::from_code(self.stored).unwrap_or(self.dtype())
+    }
+
+    /// How much nearer than a node the neighbour has to be that stands in for it.
+    pub(crate) fn alpha(&self) -> f32 {
+        if self.alpha.get() == 0 { 1.0 } else { f32::from_bits(self.alpha.get()) }
+    }
+
+    /// Alpha, as a factor of squared distances, which distances between rows are, or half of them.
+    pub(crate) fn spread(&self) -> f32 {
+        self.alpha() * self.alpha()
     }
 
     /// The metric. A parsed meta page has a known one.

@@ -22,11 +22,11 @@ pub(crate) use change::Change;
 pub(crate) use exact::{Batch, nearest};
 pub use filter::Filter;
 pub(crate) use filter::{Matcher, Plan};
-pub(crate) use input::{check_rows, find_repeats, slice};
+pub(crate) use input::{check_rows, check_shape, find_repeats, slice};
 use keys::Keys;
 pub use meta::Kind;
-pub(crate) use meta::{ArrayMeta, Extent, MAX_SLOTS, Meta, NONE, Node, State};
-pub use report::Stats;
+pub(crate) use meta::{ArrayMeta, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NONE, Node, State};
+pub use report::{Layout, Stats};
 pub(crate) use space::{Probe, Space};
 
 use crate::error::{Error, Result};
@@ -85,6 +85,9 @@ impl<S: PageStore> Rows<S> {
         }
         let page_size = store.page_size();
         let mut meta = Meta::new(kind, space.dtype, space.metric, space.dim, page_size);
+        if space.stored != space.dtype {
+            meta.stored = space.stored as u8;
+        }
         meta.arrays[VECTORS].stride = (space.stride() as u32).into();
         meta.arrays[NODES].stride = (size_of::<Node>() as u32).into();
         setup(&mut meta);
@@ -101,7 +104,8 @@ impl<S: PageStore> Rows<S> {
         }
         let page_size = store.page_size();
         let (meta, extents) = Meta::parse(&store.read(META)?, page_size)?;
-        let space = Space::new(meta.dim.get() as usize, meta.dtype(), meta.metric(), isa)?;
+        let dim = meta.dim.get() as usize;
+        let space = Space::storing(dim, meta.dtype(), meta.stored(), meta.metric(), isa)?;
         for (array, size) in [(VECTORS, space.stride()), (NODES, size_of::<Node>())] {
             let got = meta.arrays[array].record();
             if got != size {

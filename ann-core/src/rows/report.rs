@@ -1,10 +1,14 @@
 //! Reading a table back: vectors by key, statistics, and the invariants that every kind of index shares.
 
-use crate::element::Element;
+use half::f16;
+
+use crate::element::{DType, Element};
 use crate::error::{Error, Result};
 use crate::page::PageStore;
 
-use super::{Array, CODES, Kind, LINKS, NODES, NONE, Rows, State, UPPER, UPPER_CODES, VECTORS};
+use super::{
+    Array, CODES, Kind, LINKS, NODES, NONE, Rows, State, UPPER, UPPER_CODES, VECTORS, WHOLE,
+};
 
 /// What an index is made of and how large it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +28,12 @@ pub struct Stats {
     pub links: [usize; 2],
     /// Levels above the bottom one.
     pub levels: usize,
+    /// What vectors are stored as.
+    pub vectors: DType,
+    /// Bits a coordinate of the codes beside links; 0 if there are none.
+    pub code_bits: u8,
+    /// What lies together.
+    pub layout: Layout,
     /// Bytes a page.
     pub page_size: usize,
     /// Bytes of all pages in use.
@@ -36,8 +46,30 @@ pub struct Stats {
     pub instruction_set: String,
 }
 
+/// What a search finds in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Layout {
+    /// A vector; links and their codes, if there are any of these, lie elsewhere.
+    Apart,
+    /// A node's vector, its links and codes of its neighbours.
+    Fused,
+    /// Links and codes; with the vector, they would not fit a page.
+    FusedLists,
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Layout::Apart => "apart",
+            Layout::Fused => "fused",
+            Layout::FusedLists => "fused lists",
+        })
+    }
+}
+
 impl<S: PageStore> Rows<S> {
-    /// The vector of a key, as it was given.
+    /// The vector of a key, as it was given, or as near to it as what is stored.
     pub(crate) fn get<T: Element>(&self, key: u64) -> Result<Option<Vec<T>>> {
         if T::DTYPE != self.space.dtype {
             return Err(Error::ElementType { got: T::DTYPE, want: self.space.dtype });
@@ -47,7 +79,11 @@ impl<S: PageStore> Rows<S> {
         };
         let mut row = Vec::new();
         self.row(id, &mut row)?;
-        Ok(Some(T::from_bytes(&row[..self.space.vector_bytes()])))
+        if self.space.stored == self.space.dtype {
+            return Ok(Some(T::from_bytes(&row[..self.space.vector_bytes()])));
+        }
+        let halves = f16::from_bytes(&row[..self.space.vector_bytes()]);
+        Ok(Some(halves.into_iter().map(|half| T::from_f32(half.to_f32())).collect()))
     }
 
     /// Sizes and counts; links are counted by graph indexes themselves.
@@ -75,6 +111,13 @@ impl<S: PageStore> Rows<S> {
             twins,
             links: [0, 0],
             levels: 0,
+            vectors: self.space.stored,
+            code_bits: self.meta.code_bits,
+            layout: match self.meta.arrays[VECTORS].host(VECTORS) {
+                WHOLE => Layout::Fused,
+                _ if self.meta.code_bits > 0 => Layout::FusedLists,
+                _ => Layout::Apart,
+            },
             page_size,
             bytes: u64::from(self.meta.pages.get()) * page_size as u64,
             bytes_by_part: [

@@ -8,6 +8,7 @@
 //! NeurIPS 2018).
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use crate::element::{DType, Element, MAX_DIM, STEP, floats_of};
 use crate::error::{Error, Result};
@@ -20,7 +21,10 @@ use super::array::Array;
 /// Dimension, element type and metric, and the kernel that serves them.
 pub(crate) struct Space {
     pub dim: usize,
+    /// What callers give and get.
     pub dtype: DType,
+    /// What rows hold of it.
+    pub stored: DType,
     pub metric: Metric,
     kernel: Kernel,
     vector_bytes: usize,
@@ -46,20 +50,31 @@ enum Finish {
 
 impl Space {
     pub(crate) fn new(dim: usize, dtype: DType, metric: Metric, isa: Option<Isa>) -> Result<Space> {
+        Space::storing(dim, dtype, dtype, metric, isa)
+    }
+
+    /// A space whose rows hold elements of another type than the caller's: halves of floats.
+    pub(crate) fn storing(
+        dim: usize,
+        dtype: DType,
+        stored: DType,
+        metric: Metric,
+        isa: Option<Isa>,
+    ) -> Result<Space> {
         if !(1..=MAX_DIM).contains(&dim) {
             return Err(Error::parameter("dim", dim, format!("from 1 to {MAX_DIM}")));
         }
         let op = if metric == Metric::L2sq { Op::L2sq } else { Op::Dot };
         let kernel = match isa {
-            None => Kernel::new(dtype, op, dim),
-            Some(isa) => Kernel::with_isa(dtype, op, dim, isa).ok_or_else(|| {
+            None => Kernel::new(stored, op, dim),
+            Some(isa) => Kernel::with_isa(stored, op, dim, isa).ok_or_else(|| {
                 Error::parameter("isa", format!("{isa:?}"), "one that this machine has")
             })?,
         };
-        let vector_bytes = dim * dtype.size();
+        let vector_bytes = dim * stored.size();
         let tail = if metric == Metric::Cosine { 4 } else { 0 };
         let stride = Space::round_stride(vector_bytes.next_multiple_of(4) + tail);
-        Ok(Space { dim, dtype, metric, kernel, vector_bytes, stride })
+        Ok(Space { dim, dtype, stored, metric, kernel, vector_bytes, stride })
     }
 
     /// The coarsest alignment up to a cache line that costs at most an eighth.
@@ -74,7 +89,7 @@ impl Space {
         out.clear();
         let bytes = &row[..self.vector_bytes];
         let each = |floats: &[f32]| out.extend_from_slice(floats);
-        match self.dtype {
+        match self.stored {
             DType::F32 => floats_of::<f32>(bytes, each),
             DType::F16 => floats_of::<f16>(bytes, each),
             DType::I8 => floats_of::<i8>(bytes, each),
@@ -106,7 +121,7 @@ impl Space {
         self.checked_norm2(vector, row).map(|_| ())
     }
 
-    /// The squared norm of a vector that passes; zero where it does not matter.
+    /// The squared norm of a vector that passes, as it is to be stored; zero where it does not matter.
     fn checked_norm2<T: Element>(&self, vector: &[T], row: usize) -> Result<f64> {
         if T::DTYPE != self.dtype {
             return Err(Error::ElementType { got: T::DTYPE, want: self.dtype });
@@ -114,8 +129,34 @@ impl Space {
         if vector.len() != self.dim {
             return Err(Error::Dimension { got: vector.len(), want: self.dim });
         }
+        let Some(halves) = self.halves(vector) else {
+            return self.stored_norm2(vector, row);
+        };
+        let lost = |(half, given): (&f16, &T)| given.to_f32().is_finite() && !half.is_finite();
+        match halves.iter().zip(vector).position(lost) {
+            Some(column) => {
+                let value = vector[column].to_f32();
+                Err(Error::DoesNotFit { row, column, value, dtype: self.stored })
+            }
+            None => self.stored_norm2(&halves, row),
+        }
+    }
+
+    /// A vector as it is to be stored, if that is another type.
+    fn halves<T: Element>(&self, vector: &[T]) -> Option<Vec<f16>> {
+        (self.stored != self.dtype).then(|| {
+            let (mut floats, mut halves) = ([0f32; STEP], vec![f16::ZERO; vector.len()]);
+            for (values, halves) in vector.chunks(STEP).zip(halves.chunks_mut(STEP)) {
+                T::to_f32s(values, &mut floats);
+                halves.convert_from_f32_slice(&floats[..values.len()]);
+            }
+            halves
+        })
+    }
+
+    fn stored_norm2<T: Element>(&self, vector: &[T], row: usize) -> Result<f64> {
         // Integers are finite, and their norms are no worry.
-        let is_float = matches!(self.dtype, DType::F32 | DType::F16);
+        let is_float = matches!(self.stored, DType::F32 | DType::F16);
         if !is_float && self.metric != Metric::Cosine {
             return Ok(0.0);
         }
@@ -140,7 +181,7 @@ impl Space {
 
     /// What is wrong with an encoded row.
     pub(crate) fn verify(&self, row: &[u8]) -> std::result::Result<(), String> {
-        match self.dtype {
+        match self.stored {
             DType::F32 => self.verify_as::<f32>(row),
             DType::F16 => self.verify_as::<half::f16>(row),
             DType::I8 => self.verify_as::<i8>(row),
@@ -150,14 +191,24 @@ impl Space {
 
     fn verify_as<T: Element>(&self, row: &[u8]) -> std::result::Result<(), String> {
         let vector = T::from_bytes(row.get(..self.vector_bytes).unwrap_or_default());
-        self.check(&vector, 0).map_err(|error| error.to_string())?;
+        if vector.len() != self.dim {
+            return Err(format!("{} of {} elements", vector.len(), self.dim));
+        }
+        let norm = self.stored_norm2(&vector, 0).map_err(|error| error.to_string())?;
         let tail = self.tail_of(row, 0);
-        let right = self.metric != Metric::Cosine || tail == inverse(norm2(&vector));
+        let right = self.metric != Metric::Cosine || tail == inverse(norm);
         if right { Ok(()) } else { Err(format!("{tail} is not the inverse of its norm")) }
     }
 
     /// Appends the row of a vector that passed [`Space::check`].
     pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) {
+        match self.halves(vector) {
+            Some(halves) => self.encode_stored(&halves, out),
+            None => self.encode_stored(vector, out),
+        }
+    }
+
+    fn encode_stored<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) {
         let norm = if self.metric == Metric::Cosine { norm2(vector) } else { 0.0 };
         self.encode_of_norm(vector, norm, out);
     }
@@ -191,7 +242,10 @@ impl Space {
     ) -> Result<()> {
         let norm = self.checked_norm2(query, row)?;
         bytes.clear();
-        self.encode_of_norm(query, norm, bytes);
+        match self.halves(query) {
+            Some(halves) => self.encode_of_norm(&halves, norm, bytes),
+            None => self.encode_of_norm(query, norm, bytes),
+        }
         self.probe(bytes, probe);
         Ok(())
     }
@@ -206,7 +260,7 @@ impl Space {
         };
         // The products of two very short vectors would vanish: the query is made one of unit length.
         if let Finish::Cosine(inverse) = probe.finish
-            && self.dtype == DType::F32
+            && self.stored == DType::F32
             && inverse > SHORT
         {
             let mut unit = Vec::with_capacity(self.vector_bytes);
@@ -306,7 +360,7 @@ impl Space {
             let body = store.read(vectors.part(id, part).ok_or_else(missing)?)?;
             let vector = self.vector_bytes.saturating_sub(at).min(body.len());
             if vector > 0 {
-                raw += self.kernel.part(&probe.query, at / self.dtype.size(), &body[..vector]);
+                raw += self.kernel.part(&probe.query, at / self.stored.size(), &body[..vector]);
             }
             if (at..at + body.len()).contains(&self.tail_at()) {
                 tail = float_at(&body, self.tail_at() - at);

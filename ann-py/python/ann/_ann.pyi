@@ -33,9 +33,8 @@ class Engine:
         dim: SupportsIndex,
         metric: str,
         dtype: str,
-        degree: SupportsIndex,
-        build_list_size: SupportsIndex,
-        code_bits: int | None,
+        measures: tuple[SupportsIndex, SupportsIndex, float],
+        kept: tuple[int | None, str | None],
         seed: SupportsIndex,
     ) -> Engine: ...
     @staticmethod
@@ -58,6 +57,10 @@ class Engine:
     def candidates(self) -> Any: ...
     @property
     def code_bits(self) -> int | None: ...
+    @property
+    def alpha(self) -> float | None: ...
+    @property
+    def vectors(self) -> Any: ...
     def __len__(self) -> int: ...
     def insert(
         self,

@@ -53,6 +53,9 @@ class Stats(TypedDict):
     links: int
     upper_links: int
     levels: int
+    vectors: str
+    code_bits: int
+    layout: str
     page_size: int
     bytes: int
     bytes_by_part: dict[str, int]
@@ -299,8 +302,11 @@ class Index:
 
         `len` vectors, of which `twins` are identical to others; `tombstones`, removed but still in
         the graph; `slots` in all, free ones included; `links` at the bottom of the graph and
-        `upper_links` in its `levels` above; `bytes` in pages of `page_size`, and `bytes_by_part`;
-        `key_map_bytes` beside the pages, once ids were looked up; the `instruction_set` in use.
+        `upper_links` in its `levels` above; what `vectors` are stored as, the `code_bits` of a
+        coordinate, and the `layout`: `"fused"` (a vector, its links and their codes lie together),
+        `"fused lists"` (links and their codes do) or `"apart"`; `bytes` in pages of `page_size`,
+        and `bytes_by_part`; `key_map_bytes` beside the pages, once ids were looked up; the
+        `instruction_set` in use.
         """
         return self._engine.stats()
 
@@ -433,8 +439,12 @@ class DiskANN(Index):
         dim, metric, dtype: as for `HNSW`.
         degree: links of a vector: a multiple of 32, from 32 to 256.
         build_list_size: candidates among which links are chosen, from 1 to 100,000.
+        alpha: how much nearer than a vector one of its neighbours has to be to a third to stand in
+            for that, from 1 to 10. 1 was best on all data that were tried.
         code: `"rabitq1"`, `"rabitq2"`, `"rabitq4"` or `"rabitq8"`, by the bits a coordinate;
             `"auto"` for what suits the dimension; None for no codes: each neighbour is read.
+        vectors: what vectors are stored as: `dtype`, or `"f16"` where that is `"f32"`. Halves take
+            half the space, and distances are theirs.
         seed: of the order of insertion and of the codes, from 0 to 2**64 - 1.
 
     Raises:
@@ -449,7 +459,7 @@ class DiskANN(Index):
     """
 
     __slots__ = ()
-    _parameters = ("degree", "build_list_size", "code")
+    _parameters = ("degree", "build_list_size", "alpha", "code", "vectors")
 
     def __init__(
         self,
@@ -459,14 +469,16 @@ class DiskANN(Index):
         dtype: DType = "f32",
         degree: SupportsIndex = 32,
         build_list_size: SupportsIndex = 128,
+        alpha: float = 1.0,
         code: Code | None = "auto",
+        vectors: DType | None = None,
         seed: SupportsIndex = 0,
     ) -> None:
         if code not in _CODES:
             allowed = ", ".join(map(repr, _CODES))
             raise InputError(f"code = {code!r} is not allowed: one of {allowed}")
-        bits = _CODES[code]
-        self._engine = Engine.diskann(dim, metric, dtype, degree, build_list_size, bits, seed)
+        measures = (degree, build_list_size, float(alpha))
+        self._engine = Engine.diskann(dim, metric, dtype, measures, (_CODES[code], vectors), seed)
 
     @property
     def degree(self) -> int:
@@ -479,6 +491,18 @@ class DiskANN(Index):
         """Candidates among which links are chosen."""
         build_list_size: int = self._engine.candidates
         return build_list_size
+
+    @property
+    def alpha(self) -> float:
+        """How much nearer than a vector a neighbour has to be that stands in for it."""
+        alpha: float = self._engine.alpha or 1.0
+        return round(alpha, 6)
+
+    @property
+    def vectors(self) -> DType:
+        """What vectors are stored as."""
+        vectors: DType = self._engine.vectors
+        return vectors
 
     @property
     def code(self) -> Code | None:

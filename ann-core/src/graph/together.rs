@@ -1,0 +1,105 @@
+//! Several searches on one thread, a hop of each in turn: while one of them is at work, what the others need arrives.
+//!
+//! A hop takes about as long as its record takes to come from memory. One search alone can ask for the next records
+//! only as far as it knows them, and has to take them before the best are known; several keep memory and core busy.
+
+use ndarray::ArrayView2;
+
+use crate::element::Element;
+use crate::error::Result;
+use crate::index::{Hit, Search};
+use crate::kernel::fastscan::BLOCK;
+use crate::page::PageStore;
+use crate::rows::{Plan, WHOLE, slice};
+
+use super::fused;
+use super::index::{Graph, Topology};
+use super::search::{Met, Scratch};
+
+/// Searches that take turns.
+const LANES: usize = 3;
+
+/// Queries that are searched for together, at most: those that are left in the end have fewer others to wait beside.
+pub(super) const GROUP: usize = BLOCK;
+
+impl<S: PageStore, K: Topology> Graph<S, K> {
+    /// What searches for each of these queries find, the same as one by one. `first` is the number of the first, for
+    /// messages.
+    pub(super) fn search_rows<T: Element>(
+        &self,
+        queries: ArrayView2<'_, T>,
+        first: usize,
+        options: &Search<'_>,
+        plan: &Plan<'_>,
+    ) -> Result<Vec<Vec<Hit>>> {
+        if self.shape.fused.is_none() || plan.exact.is_some() {
+            let each = queries.rows().into_iter().enumerate();
+            let search =
+                |(at, query)| self.search_planned(&slice(query), first + at, options, plan);
+            return each.map(|query| search(query).map(|(hits, _)| hits)).collect();
+        }
+        match self.all_count(&plan.matcher) {
+            true => self.take_turns(queries, first, options, plan, &mut |_| Ok(true)),
+            false => {
+                let admit = &mut |id| self.rows.admits(id, &plan.matcher);
+                self.take_turns(queries, first, options, plan, admit)
+            }
+        }
+    }
+
+    fn take_turns<T: Element>(
+        &self,
+        queries: ArrayView2<'_, T>,
+        first: usize,
+        options: &Search<'_>,
+        plan: &Plan<'_>,
+        admit: &mut impl FnMut(u32) -> Result<bool>,
+    ) -> Result<Vec<Vec<Hit>>> {
+        let rows = &self.rows;
+        let Some(fused) = &self.shape.fused else { return Ok(Vec::new()) };
+        let beam = options.beam.unwrap_or(fused.beam(rows.array(WHOLE)?.size()));
+        let fetch = &mut |node, part| rows.prefetch_part(WHOLE, node, part);
+        let mut found = vec![Vec::new(); queries.nrows()];
+        let mut left = 0..queries.nrows();
+        // The next query, if there is one.
+        let mut begin = |scratch: &mut Scratch, admit: &mut _| -> Result<Option<usize>> {
+            let Some(at) = left.next() else { return Ok(None) };
+            let query = slice(queries.row(at));
+            rows.space.query(&query, first + at, &mut scratch.row, &mut scratch.probe)?;
+            let sizes = (options.pool_size(), options.k);
+            self.approach(scratch, sizes, f32::NEG_INFINITY, false)?;
+            scratch.enter(admit)?;
+            scratch.set_out(beam, fetch);
+            Ok(Some(at))
+        };
+        let mut lanes = Vec::with_capacity(LANES);
+        while lanes.len() < LANES {
+            let mut scratch = self.scratch();
+            match begin(&mut scratch, admit)? {
+                Some(at) => lanes.push((at, scratch)),
+                None => break,
+            }
+        }
+        let mut coming = None;
+        while !lanes.is_empty() {
+            let mut lane = 0;
+            while let Some((at, scratch)) = lanes.get_mut(lane) {
+                if !scratch.is_done() {
+                    let fetch = &mut |node, part| rows.prefetch_part(WHOLE, node, part);
+                    let expand = &mut |step, met: Met<'_>, batch: &mut _, query: (&_, &_)| {
+                        fused::expand(rows, fused, &step, met, batch, query).map(Some)
+                    };
+                    coming = scratch.hop(beam, coming, fetch, expand, admit)?;
+                    lane += 1;
+                    continue;
+                }
+                found[*at] = self.hits(self.found(scratch).admitted(), &plan.matcher, options.k)?;
+                match begin(scratch, admit)? {
+                    Some(next) => *at = next,
+                    None => drop(lanes.swap_remove(lane)),
+                }
+            }
+        }
+        Ok(found)
+    }
+}

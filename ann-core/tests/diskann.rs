@@ -1,0 +1,256 @@
+//! DiskANN on real vectors: recall with codes of every width and every layout, what is reported of them, and what is
+//! refused.
+
+mod common;
+
+use std::sync::OnceLock;
+
+use ann_core::{
+    AddOptions, DType, DiskAnn, DiskAnnBuilder, Error, Filter, Flat, Index, Layout, MemStore,
+    Metric, Search,
+};
+use common::{SmallSet, mean_recall, small_set};
+use ndarray::{Array2, s};
+
+fn builder(metric: Metric) -> DiskAnnBuilder {
+    DiskAnn::builder(100).metric(metric).build_list_size(100)
+}
+
+fn exact(metric: Metric, base: &Array2<f32>) -> Flat {
+    let mut exact = Flat::builder(base.ncols()).metric(metric).build().unwrap();
+    exact.add(base.view(), None, AddOptions::new()).unwrap();
+    exact
+}
+
+/// The small set under cosine distance, in an index with the codes that suit it and in an exact one.
+fn pair() -> (&'static SmallSet, &'static DiskAnn, &'static Flat) {
+    static PAIR: OnceLock<(SmallSet, DiskAnn, Flat)> = OnceLock::new();
+    let (set, index, exact) = PAIR.get_or_init(|| {
+        let set = small_set();
+        let mut index = builder(Metric::Cosine).build().unwrap();
+        index.add(set.base.view(), None, AddOptions::new()).unwrap();
+        let exact = exact(Metric::Cosine, &set.base);
+        (set, index, exact)
+    });
+    (set, index, exact)
+}
+
+/// Recall@10 at pools of 10, 64 and 200 is at least these bars.
+fn clears(builder: DiskAnnBuilder, metric: Metric, base: &Array2<f32>, bars: [f64; 3]) {
+    let set = small_set();
+    let mut index = builder.build().unwrap();
+    index.add(base.view(), None, AddOptions::new()).unwrap();
+    index.verify().unwrap();
+    let exact = exact(metric, base);
+    let recalls = [10, 64, 200].map(|ef| mean_recall(&index, &exact, set.queries.view(), 10, ef));
+    let enough = recalls.iter().zip(bars).all(|(&recall, bar)| recall >= bar);
+    assert!(enough, "{metric}, {} bits: {recalls:?}, not {bars:?}", index.code_bits());
+}
+
+#[test]
+fn codes_of_every_width() {
+    let set = small_set();
+    let bars = [
+        (0, [0.78, 0.975, 0.995]),
+        (1, [0.52, 0.88, 0.97]),
+        (2, [0.71, 0.95, 0.99]),
+        (4, [0.77, 0.96, 0.99]),
+        (8, [0.79, 0.955, 0.99]),
+    ];
+    for (bits, bars) in bars {
+        let builder = builder(Metric::Cosine).code_bits(bits);
+        clears(builder, Metric::Cosine, &set.base, bars);
+    }
+}
+
+#[test]
+fn metrics() {
+    let set = small_set();
+    clears(builder(Metric::L2sq), Metric::L2sq, &set.base, [0.69, 0.94, 0.985]);
+    let bars = [0.68, 0.95, 0.985];
+    clears(builder(Metric::InnerProduct), Metric::InnerProduct, &set.base, bars);
+}
+
+#[test]
+fn degrees_and_alpha() {
+    let set = small_set();
+    clears(builder(Metric::Cosine).degree(64), Metric::Cosine, &set.base, [0.73, 0.96, 0.99]);
+    clears(builder(Metric::Cosine).alpha(1.2), Metric::Cosine, &set.base, [0.66, 0.89, 0.955]);
+}
+
+/// Halves cost next to no recall, and come back as floats.
+#[test]
+fn vectors_as_halves() {
+    let set = small_set();
+    for metric in [Metric::Cosine, Metric::L2sq, Metric::InnerProduct] {
+        let builder = builder(metric).vectors(DType::F16);
+        clears(builder.clone(), metric, &set.base, [0.68, 0.94, 0.985]);
+        let mut index = builder.build().unwrap();
+        index.add(set.base.slice(s![..500, ..]), None, AddOptions::new()).unwrap();
+        index.add(set.base.slice(s![500..520, ..]), None, AddOptions::new()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        index.save(&path).unwrap();
+        let index = DiskAnn::open_in(MemStore::load(&path).unwrap()).unwrap();
+        index.verify().unwrap();
+        assert_eq!((index.dtype(), index.vectors()), (DType::F32, DType::F16));
+        for row in [0, 511] {
+            let vector = index.get::<f32>(row as u64).unwrap().unwrap();
+            let given = set.base.row(row);
+            let near =
+                |(got, given): (&f32, &f32)| (got - given).abs() <= given.abs() * 6e-4 + 1e-7;
+            assert!(vector.iter().zip(given).all(near));
+            let hits = index.search(&given.to_vec(), &Search::new(1)).unwrap();
+            assert!(metric == Metric::InnerProduct || hits[0].key == row as u64);
+        }
+    }
+    let mut index = DiskAnn::builder(2).vectors(DType::F16).build().unwrap();
+    let rows = ndarray::array![[1.0f32, 2.0], [3.0, -7e4]];
+    let refused = index.add(rows.view(), None, AddOptions::new()).unwrap_err();
+    assert!(matches!(
+        refused,
+        Error::DoesNotFit { row: 1, column: 1, value: -7e4, dtype: DType::F16 }
+    ));
+    let rows = ndarray::array![[1.0f32, 2.0], [f32::NAN, 0.0]];
+    let refused = index.add(rows.view(), None, AddOptions::new()).unwrap_err();
+    assert!(matches!(refused, Error::NotFinite { row: 1, column: 0, .. }));
+    assert!(index.is_empty());
+}
+
+#[test]
+fn layouts_are_as_reported() {
+    let layout = |dim: usize, page_size: usize, bits: Option<u8>| {
+        let mut builder = DiskAnn::builder(dim);
+        if let Some(bits) = bits {
+            builder = builder.code_bits(bits);
+        }
+        let index = builder.build_in(MemStore::new(page_size).unwrap()).unwrap();
+        let stats = index.stats().unwrap();
+        (stats.layout, stats.code_bits, stats.vectors)
+    };
+    let f32 = DType::F32;
+    assert_eq!(layout(100, 8192, None), (Layout::Fused, 2, f32));
+    assert_eq!(layout(32, 8192, None), (Layout::Fused, 4, f32));
+    assert_eq!(layout(768, 8192, None), (Layout::Fused, 1, f32));
+    assert_eq!(layout(1536, 8192, None), (Layout::FusedLists, 1, f32));
+    assert_eq!(layout(1536, 16384, None), (Layout::Fused, 1, f32));
+    assert_eq!(layout(4096, 8192, None), (Layout::Apart, 0, f32));
+    assert_eq!(layout(100, 8192, Some(0)), (Layout::Fused, 0, f32));
+}
+
+#[test]
+fn what_is_refused() {
+    let refused = |builder: DiskAnnBuilder, page_size: usize| match builder
+        .build_in(MemStore::new(page_size).unwrap())
+        .map(|_| ())
+        .unwrap_err()
+    {
+        Error::Parameter { name, value, allowed } => (name, value, allowed),
+        other => panic!("{other:?}"),
+    };
+    for degree in [0, 16, 33, 288] {
+        let (name, value, _) = refused(DiskAnn::builder(8).degree(degree), 8192);
+        assert_eq!((name, value), ("degree", degree.to_string()));
+    }
+    for alpha in [0.99, 0.0, -1.0, f32::NAN, f32::INFINITY, 11.0] {
+        assert_eq!(refused(DiskAnn::builder(8).alpha(alpha), 8192).0, "alpha");
+    }
+    let products = DiskAnn::builder(8).metric(Metric::InnerProduct);
+    assert_eq!(refused(products.alpha(1.1), 8192).0, "alpha");
+    assert_eq!(refused(DiskAnn::builder(8).code_bits(3), 8192).0, "code_bits");
+    assert_eq!(refused(DiskAnn::builder(8).build_list_size(0), 8192).0, "build_list_size");
+    assert_eq!(refused(DiskAnn::builder(8).vectors(DType::U8), 8192).0, "vectors");
+    let bytes = DiskAnn::builder(8).dtype(DType::U8);
+    assert_eq!(refused(bytes.vectors(DType::F16), 8192).0, "vectors");
+    // A page that is too small, and how large a one would do.
+    let (name, value, allowed) = refused(DiskAnn::builder(1024).code_bits(4), 8192);
+    assert_eq!((name, value.as_str()), ("page size", "8192"));
+    assert!(allowed.starts_with("at least 32768"), "{allowed}");
+    let enough = MemStore::new(32768).unwrap();
+    DiskAnn::builder(1024).code_bits(4).build_in(enough).unwrap();
+    let beam = Search::new(1).beam(0);
+    let index = DiskAnn::builder(8).build().unwrap();
+    assert!(matches!(index.search(&[0f32; 8], &beam), Err(Error::Parameter { name: "beam", .. })));
+}
+
+/// A wider beam finds no less, for more hops.
+#[test]
+fn beams() {
+    let (set, index, exact) = pair();
+    let mut last = (0, 0.0);
+    for beam in [1, 2, 4, 16, 64] {
+        let (mut hops, mut sum) = (0, 0.0);
+        for query in set.queries.rows().into_iter().step_by(2) {
+            let query = query.to_vec();
+            let (hits, cost) =
+                index.search_counted(&query, &Search::new(10).ef(32).beam(beam)).unwrap();
+            let truth = exact.search(&query, &Search::new(10)).unwrap();
+            let truth: Vec<f32> = truth.iter().map(|hit| hit.distance).collect();
+            hops += cost.hops;
+            sum += common::recall(&hits, &truth, 10);
+        }
+        assert!(
+            hops > last.0 && sum >= last.1 - 1.0,
+            "beam {beam}: {hops} hops, {sum} after {last:?}"
+        );
+        last = (hops, sum);
+    }
+}
+
+#[test]
+fn filters_of_every_selectivity() {
+    let (set, index, exact) = pair();
+    for one_in in [2, 10, 100, 1000, 8000] {
+        let accept = |key: u64| key.is_multiple_of(one_in);
+        let options = Search::new(10).ef(64).filter(Filter::Predicate(&accept));
+        let found = index.search_batch(set.queries.view(), &options, 0).unwrap();
+        let truth = exact.search_batch(set.queries.view(), &options, 0).unwrap();
+        let mut sum = 0.0;
+        for (hits, truth) in found.iter().zip(&truth) {
+            assert_eq!(hits.len(), truth.len());
+            assert!(hits.iter().all(|hit| accept(hit.key)));
+            let truth: Vec<f32> = truth.iter().map(|hit| hit.distance).collect();
+            sum += common::recall(hits, &truth, 10);
+        }
+        let recall = sum / found.len() as f64;
+        assert!(recall >= 0.95, "recall {recall} where one in {one_in} passes");
+    }
+}
+
+/// Estimates may say of what lies within the radius that it does not; few of those are lost.
+#[test]
+fn range_searches() {
+    let (set, index, exact) = pair();
+    let (mut found, mut wanted) = (0, 0);
+    for (query, truth) in set.queries.rows().into_iter().zip(&set.neighbors).step_by(5) {
+        let query = query.to_vec();
+        let radius = exact.search(&query, &Search::new(truth.len())).unwrap()[60].distance;
+        let options = Search::new(1).ef(100);
+        let hits = index.range_search(&query, radius, &options).unwrap();
+        assert!(hits.iter().all(|hit| hit.distance <= radius));
+        found += hits.len();
+        wanted += exact.range_search(&query, radius, &options).unwrap().len();
+    }
+    let recall = found as f64 / wanted as f64;
+    assert!(recall >= 0.95, "recall {recall}");
+}
+
+/// A cursor's hits, read in small portions, are as good as those of one search.
+#[test]
+fn cursors() {
+    let (set, index, exact) = pair();
+    let mut sum = 0.0;
+    for query in set.queries.rows().into_iter().step_by(5) {
+        let query = query.to_vec();
+        let mut cursor = index.cursor(&query, 64).unwrap();
+        let mut hits = Vec::new();
+        for _ in 0..25 {
+            hits.extend(index.resume(&mut cursor, 4, Filter::None).unwrap());
+        }
+        let truth = exact.search(&query, &Search::new(100)).unwrap();
+        let truth: Vec<f32> = truth.iter().map(|hit| hit.distance).collect();
+        sum += common::recall(&hits, &truth, 100);
+    }
+    let recall = sum / 100.0;
+    assert!(recall >= 0.93, "recall {recall}");
+}
