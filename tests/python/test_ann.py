@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,68 @@ def test_codes_of_a_diskann_index(code: Any) -> None:
     assert recall(found, exact.search(queries, 10)[0]) > 0.9
     for query, ids, distances in zip(queries, found, near):
         np.testing.assert_allclose(distances, ((x[ids] - query) ** 2).sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["l2sq", "ip", "cosine"])
+def test_vectors_as_halves(metric: Any, tmp_path: Path) -> None:
+    x, queries = make(2000), make(50, seed=1)
+    index = ann.DiskANN(DIM, metric=metric, vectors="f16", build_list_size=100)
+    index.add(x)
+    index.save(tmp_path / "index")
+    index = ann.open(tmp_path / "index")
+    index.verify()
+    assert (index.dtype, index.vectors, index.stats()["vectors"]) == ("f32", "f16", "f16")
+    back = index.get(7)
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back, x[7], rtol=1e-3)
+    exact = ann.Flat(DIM, metric=metric)
+    exact.add(x)
+    found, near = index.search(queries, 10, list_size=300)
+    right, distances = exact.search(queries, 10)
+    assert recall(found, right) > 0.95
+    np.testing.assert_allclose(near, distances, rtol=0.05, atol=1e-2)
+    with pytest.raises(ann.InputError, match="row 0, column 0 is 100000, which does not fit f16"):
+        index.search([1e5] + [0.0] * (DIM - 1))
+
+
+def test_a_batch_finds_what_single_searches_find() -> None:
+    x, queries = make(3000), make(200, seed=1)
+    index = ann.DiskANN(DIM, alpha=1.1)
+    index.add(x)
+    index.remove(range(0, 200, 2))
+    for filter in (None, lambda id: id % 3 == 0, np.arange(3000) % 2 == 1):
+        found, near = index.search(queries, 7, list_size=20, filter=filter, threads=1)
+        for query, ids, distances in zip(queries, found, near):
+            one, far = index.search(query, 7, list_size=20, filter=filter)
+            assert (one.tolist(), far.tolist()) == (ids.tolist(), distances.tolist())
+
+
+def test_of_several_bad_queries_the_first_is_named() -> None:
+    index = ann.DiskANN(DIM)
+    index.add(make(500))
+    queries = make(300, seed=1)
+    queries[[130, 131, 290], 2] = np.nan
+    for threads in (1, 2):
+        with pytest.raises(ann.InputError, match="row 130, column 2 is NaN"):
+            index.search(queries, threads=threads)
+    with pytest.raises(ann.InputError, match="row 130, column 2 is NaN"):
+        index.range_search(queries, 1.0)
+
+
+def test_beam() -> None:
+    x, queries = make(3000), make(100, seed=1)
+    index = ann.DiskANN(DIM, code="rabitq1")
+    index.add(x)
+    exact = ann.Flat(DIM)
+    exact.add(x)
+    right = exact.search(queries, 10)[0]
+    narrow, wide = (
+        recall(index.search(queries, 10, list_size=10, beam=beam)[0], right) for beam in (1, 64)
+    )
+    assert wide >= narrow > 0.3
+    for beam in (0, 65):
+        with pytest.raises(ann.InputError, match=f"beam = {beam} is not allowed"):
+            index.search(queries, beam=beam)
 
 
 def test_list_size_is_ef() -> None:

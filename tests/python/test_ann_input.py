@@ -217,6 +217,10 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "large degree": ("DiskANN(4, degree=288)", "degree = 288"),
     "build_list_size": ("DiskANN(4, build_list_size=0)", "build_list_size = 0"),
     "code": ("DiskANN(4, code='rabitq3')", "code = 'rabitq3' is not allowed: one of 'auto', None"),
+    "alpha": ("DiskANN(4, alpha=0.9)", "alpha = 0.9 is not allowed: from 1 to 10"),
+    "alpha of products": ("DiskANN(4, metric='ip', alpha=1.2)", "1 for inner products"),
+    "vectors": ("DiskANN(4, vectors='u8')", "vectors = u8 is not allowed: f32 or f16"),
+    "vectors of bytes": ("DiskANN(4, dtype='i8', vectors='f16')", "vectors = f16 is not allowed"),
     "seed": ("HNSW(4, seed=-1)", "seed = -1 is not allowed: at least 0"),
 }
 

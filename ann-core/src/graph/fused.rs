@@ -28,6 +28,9 @@ use super::search::{Met, Step};
 
 pub(super) use crate::kernel::fastscan::BLOCK;
 
+/// Bytes from which on a record takes longer to come than a hop to be computed.
+const LONG: usize = 2048;
+
 /// Bytes of a list's scales, which stand behind its blocks.
 const SCALES: usize = 8;
 
@@ -86,9 +89,14 @@ impl Fused {
 
     /// How many nodes had better be on their way at a time, if a record has so many bytes: what a node's neighbours have
     /// to say is not known to the choice of those that are ahead of them, and of long records two fill the time.
-    pub(super) fn beam(&self, record: usize) -> usize {
-        const LONG: usize = 2048;
+    pub(super) fn beam(record: usize) -> usize {
         if record > LONG { 2 } else { 3 }
+    }
+
+    /// How many searches had better take turns, if a record has so many bytes: of long ones, more than come from memory
+    /// at a time are on their way already.
+    pub(super) fn lanes(record: usize) -> usize {
+        if record > LONG { 1 } else { 3 }
     }
 
     /// Where in a list a block's additions, its factors and its planes are.

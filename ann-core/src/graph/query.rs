@@ -7,7 +7,7 @@ use crate::rows::{LINKS, Matcher, NODES, NONE, Rows, UPPER, WHOLE};
 
 use super::pool::Pool;
 use super::search::{Met, Scratch};
-use super::{Graph, Topology, fused, links};
+use super::{Fused, Graph, Topology, fused, links};
 
 /// The array and record that hold a node's links at a level.
 pub(super) fn place<S: PageStore>(rows: &Rows<S>, id: u32, level: u8) -> Result<(usize, u32)> {
@@ -193,7 +193,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         let Some(fused) = &self.shape.fused else {
             return best_first(rows, scratch, 0, admit);
         };
-        let beam = scratch.beam.unwrap_or(fused.beam(rows.array(WHOLE)?.size()));
+        let beam = scratch.beam.unwrap_or(Fused::beam(rows.array(WHOLE)?.size()));
         scratch.best_first(
             beam,
             |node, part| rows.prefetch_part(WHOLE, node, part),

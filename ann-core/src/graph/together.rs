@@ -12,12 +12,9 @@ use crate::kernel::fastscan::BLOCK;
 use crate::page::PageStore;
 use crate::rows::{Plan, WHOLE, slice};
 
-use super::fused;
+use super::fused::{self, Fused};
 use super::index::{Graph, Topology};
 use super::search::{Met, Scratch};
-
-/// Searches that take turns.
-const LANES: usize = 3;
 
 /// Queries that are searched for together, at most: those that are left in the end have fewer others to wait beside.
 pub(super) const GROUP: usize = BLOCK;
@@ -57,7 +54,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     ) -> Result<Vec<Vec<Hit>>> {
         let rows = &self.rows;
         let Some(fused) = &self.shape.fused else { return Ok(Vec::new()) };
-        let beam = options.beam.unwrap_or(fused.beam(rows.array(WHOLE)?.size()));
+        let record = rows.array(WHOLE)?.size();
+        let (beam, most) = (options.beam.unwrap_or(Fused::beam(record)), Fused::lanes(record));
         let fetch = &mut |node, part| rows.prefetch_part(WHOLE, node, part);
         let mut found = vec![Vec::new(); queries.nrows()];
         let mut left = 0..queries.nrows();
@@ -72,8 +70,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             scratch.set_out(beam, fetch);
             Ok(Some(at))
         };
-        let mut lanes = Vec::with_capacity(LANES);
-        while lanes.len() < LANES {
+        let mut lanes = Vec::with_capacity(most);
+        while lanes.len() < most {
             let mut scratch = self.scratch();
             match begin(&mut scratch, admit)? {
                 Some(at) => lanes.push((at, scratch)),
