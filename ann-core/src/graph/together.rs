@@ -8,7 +8,6 @@ use ndarray::ArrayView2;
 use crate::element::Element;
 use crate::error::Result;
 use crate::index::{Hit, Search};
-use crate::kernel::fastscan::BLOCK;
 use crate::page::PageStore;
 use crate::rows::{Plan, WHOLE, slice};
 
@@ -17,7 +16,7 @@ use super::index::{Graph, Topology};
 use super::search::{Met, Scratch};
 
 /// Queries that are searched for together, at most: those that are left in the end have fewer others to wait beside.
-pub(super) const GROUP: usize = BLOCK;
+pub(super) const GROUP: usize = 32;
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
     /// What searches for each of these queries find, the same as one by one. `first` is the number of the first, for
