@@ -14,7 +14,7 @@ use super::search::Scratch;
 
 /// Nodes for each in the sample; nodes in the sample, at most.
 const SHARE: usize = 256;
-const MOST: usize = 4096;
+const MOST: usize = 1024;
 /// Starting points that a search takes from the sample.
 const STARTS: usize = 4;
 
