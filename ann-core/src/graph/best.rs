@@ -102,7 +102,6 @@ impl Best {
         let places = 1usize << (32 - self.shift);
         let met: Vec<Entry> =
             self.entries[..places].iter().copied().filter(|e| e.search == self.search).collect();
-        self.entries[..places].fill(Entry::default());
         self.entries.resize(self.entries.len().max(2 * places), Entry::default());
         self.entries[..2 * places].fill(Entry::default());
         self.shift -= 1;

@@ -14,7 +14,7 @@ use crate::index::{AddOptions, Cost, Cursor, CursorState, Filter, Hit, Index, Se
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, PageStore};
-use crate::rows::{Kind, Matcher, Meta, Plan, Rows, State, check_rows, check_shape, nearest};
+use crate::rows::{Kind, Matcher, Meta, Plan, Rows, State, check_rows, nearest};
 use crate::seed::mix;
 use crate::threads;
 
@@ -290,7 +290,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         options.check()?;
         let plan = self.rows.plan(options.filter, options.pool_size())?;
         if threads == 1 {
-            check_shape(&self.rows.space, &queries)?;
+            self.rows.space.check_shape::<T>(queries.ncols())?;
             return self.search_rows(queries, 0, options, &plan);
         }
         threads::pool(threads)?.install(|| {

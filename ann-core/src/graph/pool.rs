@@ -6,7 +6,7 @@
 //! falls off the end in an overflow, from which [`Pool::refill`] makes the next pool.
 //!
 //! A candidate is one integer, its distance in the upper half in an encoding that sorts as floats do, its id and flags
-//! in the lower: one comparison tells the order, one move makes room.
+//! in the lower: one comparison tells the order.
 
 use crate::kernel::sorted::Sorted;
 

@@ -7,16 +7,13 @@
 use std::collections::VecDeque;
 
 use crate::error::Result;
-use crate::rows::{Batch, Probe};
+use crate::rows::{Batch, PARTS, Probe};
 
 use super::best::{Best, UNMET};
 use super::fused::Table;
 use super::links;
 use super::pool::{Pool, sorting};
 use super::visited::Visited;
-
-/// Parts in which a candidate is fetched.
-const PARTS: usize = 3;
 
 /// What is to be expanded next.
 pub(crate) struct Step {

@@ -26,23 +26,12 @@ pub(crate) fn slice<'a, T: Element>(row: ArrayView1<'a, T>) -> Cow<'a, [T]> {
 
 /// Checks every row of a matrix; the first bad one, by row, is reported. Runs on the current thread pool.
 pub(crate) fn check_rows<T: Element>(space: &Space, vectors: &ArrayView2<'_, T>) -> Result<()> {
-    check_shape(space, vectors)?;
+    space.check_shape::<T>(vectors.ncols())?;
     let bad = (0..vectors.nrows())
         .into_par_iter()
         .with_min_len(256)
         .find_map_first(|row| space.check(&slice(vectors.row(row)), row).err());
     bad.map_or(Ok(()), Err)
-}
-
-/// Checks the element type and the dimension of rows.
-pub(crate) fn check_shape<T: Element>(space: &Space, rows: &ArrayView2<'_, T>) -> Result<()> {
-    if T::DTYPE != space.dtype {
-        return Err(Error::ElementType { got: T::DTYPE, want: space.dtype });
-    }
-    match rows.ncols() == space.dim {
-        true => Ok(()),
-        false => Err(Error::Dimension { got: rows.ncols(), want: space.dim }),
-    }
 }
 
 impl<S: PageStore> Rows<S> {

@@ -22,7 +22,7 @@ pub(crate) use change::Change;
 pub(crate) use exact::{Batch, nearest};
 pub use filter::Filter;
 pub(crate) use filter::{Matcher, Plan};
-pub(crate) use input::{check_rows, check_shape, find_repeats, slice};
+pub(crate) use input::{check_rows, find_repeats, slice};
 use keys::Keys;
 pub use meta::Kind;
 pub(crate) use meta::{ArrayMeta, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NONE, Node, State};
@@ -47,6 +47,9 @@ pub(crate) const UPPER_CODES: usize = 5;
 /// The arrays of the records that these two, their codes and the vectors are parts of.
 pub(crate) const WHOLE: usize = 6;
 pub(crate) const UPPER_WHOLE: usize = 7;
+
+/// Parts in which a record can be asked for.
+pub(crate) const PARTS: usize = 3;
 
 /// Page 0 holds the meta page.
 const META: PageId = PageId(0);
@@ -225,14 +228,14 @@ impl<S: PageStore> Rows<S> {
         }
     }
 
-    /// Asks for a record in three parts, 0 to 2, for callers that have other work to do in between: a core waits for so
-    /// many cache lines at a time and no more.
+    /// Asks for one of the [`PARTS`] of a record, from 0 on, for callers that have other work to do in between: a core
+    /// waits for so many cache lines at a time and no more.
     #[inline]
     pub(crate) fn prefetch_part(&self, number: usize, id: u32, part: usize) {
         const LINE: usize = 64;
         match (self.array(number), self.store.contiguous()) {
             (Ok(array), Some(bytes)) => {
-                let size = array.size().div_ceil(3 * LINE) * LINE;
+                let size = array.size().div_ceil(PARTS * LINE) * LINE;
                 let (from, to) = (part * size, array.size().min((part + 1) * size));
                 let at = array.offset(id).saturating_add(from as u64);
                 crate::kernel::prefetch(bytes, at, to.saturating_sub(from));

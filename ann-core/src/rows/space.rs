@@ -118,27 +118,34 @@ impl Space {
 
     /// Checks a vector at the door; `row` is for the message.
     pub(crate) fn check<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
-        self.checked_norm2(vector, row).map(|_| ())
+        match self.checked_halves(vector, row)? {
+            Some(halves) => self.stored_norm2(&halves, row).map(drop),
+            None => self.stored_norm2(vector, row).map(drop),
+        }
     }
 
-    /// The squared norm of a vector that passes, as it is to be stored; zero where it does not matter.
-    fn checked_norm2<T: Element>(&self, vector: &[T], row: usize) -> Result<f64> {
+    /// Checks the element type and the dimension.
+    pub(crate) fn check_shape<T: Element>(&self, dim: usize) -> Result<()> {
         if T::DTYPE != self.dtype {
             return Err(Error::ElementType { got: T::DTYPE, want: self.dtype });
         }
-        if vector.len() != self.dim {
-            return Err(Error::Dimension { got: vector.len(), want: self.dim });
+        match dim == self.dim {
+            true => Ok(()),
+            false => Err(Error::Dimension { got: dim, want: self.dim }),
         }
-        let Some(halves) = self.halves(vector) else {
-            return self.stored_norm2(vector, row);
-        };
+    }
+
+    /// [`Space::halves`] of a vector of the right shape, none of whose values is lost.
+    fn checked_halves<T: Element>(&self, vector: &[T], row: usize) -> Result<Option<Vec<f16>>> {
+        self.check_shape::<T>(vector.len())?;
+        let Some(halves) = self.halves(vector) else { return Ok(None) };
         let lost = |(half, given): (&f16, &T)| given.to_f32().is_finite() && !half.is_finite();
         match halves.iter().zip(vector).position(lost) {
             Some(column) => {
                 let value = vector[column].to_f32();
                 Err(Error::DoesNotFit { row, column, value, dtype: self.stored })
             }
-            None => self.stored_norm2(&halves, row),
+            None => Ok(Some(halves)),
         }
     }
 
@@ -154,6 +161,7 @@ impl Space {
         })
     }
 
+    /// The squared norm of a vector that passes, as it is stored; zero where it does not matter.
     fn stored_norm2<T: Element>(&self, vector: &[T], row: usize) -> Result<f64> {
         // Integers are finite, and their norms are no worry.
         let is_float = matches!(self.stored, DType::F32 | DType::F16);
@@ -240,11 +248,12 @@ impl Space {
         bytes: &mut Vec<u8>,
         probe: &mut Probe,
     ) -> Result<()> {
-        let norm = self.checked_norm2(query, row)?;
         bytes.clear();
-        match self.halves(query) {
-            Some(halves) => self.encode_of_norm(&halves, norm, bytes),
-            None => self.encode_of_norm(query, norm, bytes),
+        match self.checked_halves(query, row)? {
+            Some(halves) => {
+                self.encode_of_norm(&halves, self.stored_norm2(&halves, row)?, bytes);
+            }
+            None => self.encode_of_norm(query, self.stored_norm2(query, row)?, bytes),
         }
         self.probe(bytes, probe);
         Ok(())
