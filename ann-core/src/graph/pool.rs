@@ -1,4 +1,7 @@
-//! The candidate pool: the nearest candidates met so far, as a sorted array.
+//! The candidate pool: the nearest candidates met so far, as two sorted arrays.
+//!
+//! New candidates go into a short array, which is merged into the long one when it is full: so an insertion costs
+//! little however large the pool is. The nearest and the farthest of all are at the ends of the two.
 //!
 //! Candidates that the caller will not return (filtered out, or removed) stay in the pool as way-points and do not
 //! count towards its size: the pool ends at the `ef`-th candidate that is *admitted*. So one rule serves plain and
@@ -40,12 +43,81 @@ fn id(candidate: u64) -> u32 {
     candidate as u32 & ID
 }
 
+/// Candidates that are merged into the others at once, at most.
+const FRESH: usize = 32;
+
 /// Candidates in ascending order of distance.
 #[derive(Default)]
-pub(crate) struct Pool {
+struct Run {
     candidates: Vec<u64>,
     /// Everything before it has been expanded.
     next: usize,
+}
+
+impl Run {
+    fn clear(&mut self) {
+        self.candidates.clear();
+        self.next = 0;
+    }
+
+    /// The nearest candidate that has not been expanded; what is farther than all if there is none.
+    #[inline(always)]
+    fn peek(&self) -> u64 {
+        self.candidates.get(self.next).copied().unwrap_or(u64::MAX)
+    }
+
+    #[inline]
+    fn skip(&mut self) {
+        while self.candidates.get(self.next).is_some_and(|candidate| candidate & EXPANDED != 0) {
+            self.next += 1;
+        }
+    }
+
+    fn pop_last(&mut self) -> Option<u64> {
+        let last = self.candidates.pop();
+        self.next = self.next.min(self.candidates.len());
+        last
+    }
+
+    /// Makes what stands at `from` the nearer `candidate`.
+    fn move_up(&mut self, sorted: Sorted, from: usize, candidate: u64) {
+        let at = sorted.insert(&mut self.candidates[..=from], candidate);
+        self.next = self.next.min(at);
+    }
+
+    /// Where a candidate with this id is, whose distance's sorting form begins with `prefix`.
+    fn find(&self, prefix: u16, id: u32) -> Option<usize> {
+        let prefix_of = |candidate: u64| (candidate >> 48) as u16;
+        let from = self.candidates.partition_point(|&known| prefix_of(known) < prefix);
+        let alike = self.candidates[from..].iter().take_while(|&&known| prefix_of(known) == prefix);
+        alike.enumerate().find(|&(_, &known)| self::id(known) == id).map(|(at, _)| from + at)
+    }
+
+    /// Takes in all of another run, behind what is as near, and empties it: from the end on, moves what is farther than
+    /// each to where it belongs.
+    fn merge(&mut self, other: &mut Run) {
+        let head = self.peek().min(other.peek()) >> 32;
+        let mut end = self.candidates.len();
+        self.candidates.resize(end + other.candidates.len(), 0);
+        for (before, &candidate) in other.candidates.iter().enumerate().rev() {
+            let known = &self.candidates[..end];
+            let at = known.partition_point(|known| known >> 32 <= candidate >> 32);
+            self.candidates.copy_within(at..end, at + before + 1);
+            self.candidates[at + before] = candidate;
+            end = at;
+        }
+        other.clear();
+        self.next = self.candidates.partition_point(|&candidate| candidate >> 32 < head);
+        self.skip();
+    }
+}
+
+/// The nearest candidates.
+#[derive(Default)]
+pub(crate) struct Pool {
+    run: Run,
+    /// Those that came last, at most [`FRESH`].
+    fresh: Run,
     /// Admitted candidates in the pool.
     admitted: usize,
     ef: usize,
@@ -53,6 +125,8 @@ pub(crate) struct Pool {
     least: usize,
     repeats: usize,
     radius: f32,
+    /// What comes within the radius is below it.
+    least_bound: f32,
     bound: f32,
     resumable: bool,
     overflow: Vec<u64>,
@@ -67,6 +141,7 @@ impl Pool {
         self.ef = ef;
         self.least = ef;
         self.radius = radius;
+        self.least_bound = radius.next_up();
         self.resumable = resumable;
     }
 
@@ -95,12 +170,12 @@ impl Pool {
 
     /// Candidates in the pool.
     pub(crate) fn len(&self) -> usize {
-        self.candidates.len()
+        self.run.candidates.len() + self.fresh.candidates.len()
     }
 
     fn clear(&mut self) {
-        self.candidates.clear();
-        self.next = 0;
+        self.run.clear();
+        self.fresh.clear();
         self.admitted = 0;
         self.bound = f32::INFINITY;
     }
@@ -129,123 +204,123 @@ impl Pool {
     #[inline]
     pub(crate) fn insert(&mut self, distance: f32, id: u32, admitted: bool) {
         let candidate = candidate(distance, id) | if admitted { 0 } else { OUTSIDE };
-        let is_plain = admitted && self.admitted == self.candidates.len() && !self.resumable;
-        if is_plain && self.radius == f32::NEG_INFINITY {
-            if self.admitted < self.ef {
-                self.candidates.push(u64::MAX);
-                self.admitted += 1;
-            }
-            let at = self.sorted.insert(&mut self.candidates, candidate);
-            self.next = self.next.min(at);
-            if self.admitted == self.ef
-                && let Some(&last) = self.candidates.last()
-            {
-                self.bound = self::distance(last);
-            }
-            return;
+        self.fresh.candidates.push(u64::MAX);
+        let at = self.sorted.insert(&mut self.fresh.candidates, candidate);
+        self.fresh.next = self.fresh.next.min(at);
+        self.admitted += usize::from(admitted);
+        if self.admitted >= self.ef {
+            self.trim();
         }
-        self.place(candidate);
-        self.trim();
+        if self.fresh.candidates.len() >= FRESH {
+            self.settle();
+        }
     }
 
     /// [`Pool::insert`] for a candidate that may be in the pool already, unexpanded, with a larger distance whose
     /// sorting form began with `old`.
     #[inline]
     pub(crate) fn improve(&mut self, old: u16, distance: f32, id: u32, admitted: bool) {
-        let prefix = |candidate: u64| (candidate >> 48) as u16;
-        let mut from = self.candidates.partition_point(|&known| prefix(known) < old);
-        while let Some(&known) = self.candidates.get(from)
-            && prefix(known) <= old
-        {
-            if self::id(known) != id {
-                from += 1;
-                continue;
-            }
-            let candidate = candidate(distance, id) | known & OUTSIDE;
-            let at = self.sorted.insert(&mut self.candidates[..=from], candidate);
-            self.next = self.next.min(at);
+        let (run, from) = match (self.run.find(old, id), self.fresh.find(old, id)) {
+            (Some(from), _) => (&mut self.run, from),
+            (None, Some(from)) => (&mut self.fresh, from),
+            (None, None) => return self.insert(distance, id, admitted),
+        };
+        let candidate = candidate(distance, id) | run.candidates[from] & OUTSIDE;
+        run.move_up(self.sorted, from, candidate);
+        if from + 1 == run.candidates.len() {
             self.trim();
-            return;
         }
-        self.insert(distance, id, admitted);
     }
 
-    /// Behind all that are as near.
+    /// Brings the pool into one sorted array, as which it can be looked at.
+    pub(crate) fn settle(&mut self) {
+        if !self.fresh.candidates.is_empty() {
+            self.run.merge(&mut self.fresh);
+        }
+    }
+
+    /// The farthest candidate, and whether it is a fresh one.
     #[inline(always)]
-    fn place_of(&self, candidate: u64) -> usize {
-        let last = candidate | u64::from(u32::MAX);
-        self.candidates.partition_point(|&known| known <= last)
-    }
-
-    fn place(&mut self, candidate: u64) {
-        let at = self.place_of(candidate);
-        self.candidates.insert(at, candidate);
-        self.admitted += usize::from(candidate & OUTSIDE == 0);
-        if candidate & EXPANDED == 0 {
-            self.next = self.next.min(at);
+    fn last(&self) -> Option<(u64, bool)> {
+        match (self.run.candidates.last(), self.fresh.candidates.last()) {
+            (Some(&run), Some(&fresh)) if run >> 32 > fresh >> 32 => Some((run, false)),
+            (_, Some(&fresh)) => Some((fresh, true)),
+            (Some(&run), None) => Some((run, false)),
+            (None, None) => None,
         }
     }
 
+    #[inline]
     fn trim(&mut self) {
-        while self.admitted >= self.ef {
-            let last = self.candidates[self.candidates.len() - 1];
+        while self.admitted >= self.ef
+            && let Some((last, is_fresh)) = self.last()
+        {
             let distance = distance(last);
             let surplus = last & OUTSIDE != 0 || self.admitted > self.ef;
             if !surplus || distance <= self.radius {
-                self.bound = distance.max(self.radius.next_up());
+                self.bound = distance.max(self.least_bound);
                 return;
             }
-            self.candidates.pop();
+            let run = if is_fresh { &mut self.fresh } else { &mut self.run };
+            run.pop_last();
             self.admitted -= usize::from(last & OUTSIDE == 0);
-            self.next = self.next.min(self.candidates.len());
             if self.resumable {
                 self.overflow.push(last);
             }
         }
     }
 
-    /// The nearest candidate that has not been expanded, which from now on has, and whether it is admitted.
+    /// The nearest candidate that has not been expanded, which from now on has, and whether it is admitted. If there
+    /// is none, the pool is settled.
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<(u32, bool)> {
-        let at = self.next;
-        let candidate = *self.candidates.get(at)?;
-        self.candidates[at] |= EXPANDED;
-        self.next = at + 1;
-        self.skip();
-        Some((id(candidate), candidate & OUTSIDE == 0))
-    }
-
-    #[inline]
-    fn skip(&mut self) {
-        while self.candidates.get(self.next).is_some_and(|candidate| candidate & EXPANDED != 0) {
-            self.next += 1;
-        }
+        let (old, fresh) = (self.run.peek(), self.fresh.peek());
+        let run = if old >> 32 <= fresh >> 32 { &mut self.run } else { &mut self.fresh };
+        let Some(candidate) = run.candidates.get_mut(run.next) else {
+            self.settle();
+            return None;
+        };
+        let popped = *candidate;
+        *candidate |= EXPANDED;
+        run.next += 1;
+        run.skip();
+        Some((id(popped), popped & OUTSIDE == 0))
     }
 
     /// The candidate that the next [`Pool::pop`] would return, as things stand.
     #[inline]
     pub(crate) fn peek(&self) -> Option<u32> {
-        self.candidates.get(self.next).map(|&candidate| id(candidate))
+        let (old, fresh) = (self.run.peek(), self.fresh.peek());
+        let next = if old >> 32 <= fresh >> 32 { old } else { fresh };
+        (next != u64::MAX).then(|| id(next))
+    }
+
+    /// The candidates of a pool that is settled.
+    fn settled(&self) -> &[u64] {
+        debug_assert!(self.fresh.candidates.is_empty());
+        &self.run.candidates
     }
 
     /// The admitted candidates, nearest first.
     pub(crate) fn admitted(&self) -> impl Iterator<Item = (f32, u32)> + Clone {
-        let admitted = self.candidates.iter().filter(|&candidate| candidate & OUTSIDE == 0);
+        let admitted = self.settled().iter().filter(|&candidate| candidate & OUTSIDE == 0);
         admitted.map(|&candidate| (distance(candidate), id(candidate)))
     }
 
     /// Removes the nearest `count` admitted candidates, nearest first, and way-points before them.
     pub(crate) fn take_nearest(&mut self, count: usize) -> Vec<(f32, u32)> {
+        self.settle();
+        let Run { candidates, next } = &mut self.run;
         let mut admitted = 0;
         let is_last = |&candidate: &u64| {
             admitted += usize::from(candidate & OUTSIDE == 0);
             admitted > count
         };
-        let end = self.candidates.iter().position(is_last).unwrap_or(self.candidates.len());
-        let taken = self.candidates.drain(..end).filter(|candidate| candidate & OUTSIDE == 0);
+        let end = candidates.iter().position(is_last).unwrap_or(candidates.len());
+        let taken = candidates.drain(..end).filter(|candidate| candidate & OUTSIDE == 0);
         let taken: Vec<(f32, u32)> = taken.map(|taken| (distance(taken), id(taken))).collect();
         self.admitted -= taken.len();
-        self.next = self.next.saturating_sub(end);
+        *next = next.saturating_sub(end);
         taken
     }
 
@@ -256,7 +331,7 @@ impl Pool {
 
     /// All candidates, way-points included, nearest first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (f32, u32)> {
-        self.candidates.iter().map(|&candidate| (distance(candidate), id(candidate)))
+        self.settled().iter().map(|&candidate| (distance(candidate), id(candidate)))
     }
 
     /// Starts the next pool of a resumable search from what this one left out. False if there is nothing left.
@@ -269,13 +344,14 @@ impl Pool {
         });
         let mut taken = 0;
         while taken < rest.len() && self.admitted < self.ef {
-            self.place(rest[taken]);
+            self.admitted += usize::from(rest[taken] & OUTSIDE == 0);
             taken += 1;
         }
         self.overflow = rest.split_off(taken);
-        self.skip();
+        self.run.candidates = rest;
+        self.run.skip();
         self.trim();
-        !self.candidates.is_empty()
+        !self.run.candidates.is_empty()
     }
 }
 
@@ -283,7 +359,8 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn admitted(pool: &Pool) -> Vec<u32> {
+    fn admitted(pool: &mut Pool) -> Vec<u32> {
+        pool.settle();
         pool.admitted().map(|(_, id)| id).collect()
     }
 
@@ -294,7 +371,7 @@ mod tests {
         for (distance, id) in [(5.0, 5), (1.0, 1), (4.0, 4), (2.0, 2)] {
             pool.insert(distance, id, true);
         }
-        assert_eq!(admitted(&pool), [1, 2, 4]);
+        assert_eq!(admitted(&mut pool), [1, 2, 4]);
         assert_eq!(pool.bound(), 4.0);
         assert_eq!(pool.pop(), Some((1, true)));
         pool.insert(0.5, 9, true);
@@ -309,7 +386,7 @@ mod tests {
             pool.insert(distance, id, id != 2);
         }
         assert_eq!(pool.take_nearest(2), [(1.0, 1), (4.0, 4)]);
-        assert_eq!((admitted(&pool), pool.take_nearest(9)), (vec![5], vec![(5.0, 5)]));
+        assert_eq!((admitted(&mut pool), pool.take_nearest(9)), (vec![5], vec![(5.0, 5)]));
         pool.insert(3.0, 3, true);
         assert_eq!(pool.take_nearest(1), [(3.0, 3)]);
     }
@@ -332,9 +409,9 @@ mod tests {
         }
         let old = |distance: f32| (sorting(distance) >> 16) as u16;
         pool.improve(old(5.0), 2.0, 5, true);
-        assert_eq!((admitted(&pool), pool.bound()), (vec![1, 5, 4], 4.0));
+        assert_eq!((admitted(&mut pool), pool.bound()), (vec![1, 5, 4], 4.0));
         pool.improve(old(9.0), 3.0, 9, true);
-        assert_eq!((admitted(&pool), pool.bound()), (vec![1, 5, 9], 3.0));
+        assert_eq!((admitted(&mut pool), pool.bound()), (vec![1, 5, 9], 3.0));
         assert_eq!(pool.pop(), Some((1, true)));
         pool.improve(old(3.0), 0.5, 9, true);
         assert_eq!((pool.pop(), pool.pop(), pool.pop()), (Some((9, true)), Some((5, true)), None));
@@ -349,9 +426,9 @@ mod tests {
         pool.met_again(REPEATS - 1);
         assert_eq!(pool.bound(), 6.0);
         pool.met_again(1);
-        assert_eq!((admitted(&pool).len(), pool.bound()), (5, 5.0));
+        assert_eq!((admitted(&mut pool).len(), pool.bound()), (5, 5.0));
         pool.met_again(10 * REPEATS);
-        assert_eq!((admitted(&pool), pool.bound()), (vec![1, 2, 3], 3.0));
+        assert_eq!((admitted(&mut pool), pool.bound()), (vec![1, 2, 3], 3.0));
         pool.reset(6, f32::NEG_INFINITY, false);
         pool.met_again(10 * REPEATS);
         assert_eq!(pool.size(), 6);
@@ -366,7 +443,7 @@ mod tests {
         }
         assert_eq!(pool.bound(), 6.0);
         pool.insert(0.5, 9, true);
-        assert_eq!(admitted(&pool), [9, 3]);
+        assert_eq!(admitted(&mut pool), [9, 3]);
         assert_eq!(pool.bound(), 3.0);
         assert_eq!(pool.all().count(), 4);
     }
@@ -380,7 +457,7 @@ mod tests {
                 pool.insert(id as f32, id, true);
             }
         }
-        assert_eq!(admitted(&pool), [1, 2, 3, 4]);
+        assert_eq!(admitted(&mut pool), [1, 2, 3, 4]);
         assert!(pool.bound() > 4.0);
     }
 
@@ -395,9 +472,9 @@ mod tests {
                 pool.refuse(id as f32, id);
             }
         }
-        let mut seen = admitted(&pool);
+        let mut seen = admitted(&mut pool);
         while pool.refill() {
-            seen.extend(admitted(&pool));
+            seen.extend(admitted(&mut pool));
         }
         assert_eq!(seen, [1, 3, 5, 6, 7]);
     }

@@ -152,7 +152,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         let mut cost = Cost::default();
         scratch.pool.reset(ef, radius, resumable);
         // A search that may be resumed returns all that it expands.
-        scratch.found.reset(if resumable { usize::MAX } else { ef }, radius, false);
+        scratch.found.reset(if resumable { usize::MAX } else { least }, radius, false);
         scratch.estimated = self.shape.fused.is_some();
         scratch.pool.shrink_to(least);
         (scratch.hops, scratch.scored) = (0, 0);

@@ -122,6 +122,9 @@ impl Scratch {
             self.ahead.push_back(candidate);
             last = Some(candidate.0);
         }
+        if self.is_done() {
+            self.found.settle();
+        }
         last
     }
 
