@@ -93,7 +93,7 @@ fn vectors_as_halves() {
         index.save(&path).unwrap();
         let index = DiskAnn::open_in(MemStore::load(&path).unwrap()).unwrap();
         index.verify().unwrap();
-        assert_eq!((index.dtype(), index.vectors()), (DType::F32, DType::F16));
+        assert_eq!((index.dtype(), index.vectors()), (DType::F32, Some(DType::F16)));
         for row in [0, 511] {
             let vector = index.get::<f32>(row as u64).unwrap().unwrap();
             let given = set.base.row(row);
@@ -128,13 +128,14 @@ fn layouts_are_as_reported() {
         let stats = index.stats().unwrap();
         (stats.layout, stats.code_bits, stats.vectors)
     };
-    let f32 = DType::F32;
+    let f32 = Some(DType::F32);
     assert_eq!(layout(100, 8192, None), (Layout::Fused, 2, f32));
     assert_eq!(layout(32, 8192, None), (Layout::Fused, 4, f32));
     assert_eq!(layout(768, 8192, None), (Layout::Fused, 1, f32));
     assert_eq!(layout(1536, 8192, None), (Layout::FusedLists, 1, f32));
     assert_eq!(layout(1536, 16384, None), (Layout::Fused, 1, f32));
-    assert_eq!(layout(4096, 8192, None), (Layout::Apart, 0, f32));
+    assert_eq!(layout(4096, 8192, None), (Layout::Compact, 4, f32));
+    assert_eq!(layout(20_000, 8192, None), (Layout::Compact, 2, f32));
     assert_eq!(layout(100, 8192, Some(0)), (Layout::Fused, 0, f32));
 }
 

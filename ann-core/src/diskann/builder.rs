@@ -135,7 +135,8 @@ impl DiskAnnBuilder {
 
     /// Bits a coordinate of the codes: 1, 2, 4 or 8; 0 for none, at the price of reading each neighbour. More bits tell
     /// more of a neighbour and take more memory. Unless it is set, what suits the dimension and fits a page: of fused codes
-    /// 4 up to 64 dimensions, 2 up to 160, else 1; of compact ones 4, or 8 up to 64 dimensions.
+    /// 4 up to 64 dimensions, 2 up to 160, else 1; of compact ones 4, or 8 up to 64 dimensions. Codes of 8 bits are always
+    /// compact: fused ones are looked up in tables of bytes, whose error is larger than theirs.
     pub fn code_bits(mut self, code_bits: u8) -> DiskAnnBuilder {
         self.code_bits = Some(code_bits);
         self
@@ -216,6 +217,7 @@ impl DiskAnnBuilder {
         let placement = self.placement.unwrap_or_else(|| match self.code_bits {
             _ if !self.keeps_vectors => Placement::Compact,
             Some(0) => Placement::Fused,
+            Some(8) => Placement::Compact,
             bits if fused_fits(&bits.unwrap_or(1)) => Placement::Fused,
             _ => Placement::Compact,
         });
@@ -243,6 +245,11 @@ impl DiskAnnBuilder {
             let allowed = "compact where vectors are not kept: estimates of fused codes start from \
                            the exact distance to a node's own vector";
             return Err(Error::parameter("placement", placement, allowed));
+        }
+        if placement == Placement::Fused && bits == 8 {
+            let allowed = "0, 1, 2 or 4 for fused codes: what looks them up is off by more than the fifth bit; compact \
+                           ones may have 8";
+            return Err(Error::parameter("code_bits", bits, allowed));
         }
         if bytes > room {
             let what = match placement {

@@ -207,9 +207,9 @@ impl<'a, T: Element> Insertion<'a, T> {
         self.done + ahead.saturating_sub(self.done) / 10 * 9
     }
 
-    /// Whether a batch is written in part.
+    /// Whether a batch, or the codes of all, are written in part.
     pub(super) fn is_applying(&self) -> bool {
-        self.born > 0
+        self.born > 0 || self.coding.is_some()
     }
 
     /// Whether all rows are.
@@ -387,7 +387,7 @@ impl<'a, T: Element> Insertion<'a, T> {
         let present = rows.len() + rows.meta.tombstones.get() as usize;
         let usual = (present / BATCH_SHARE).clamp(1, MAX_BATCH);
         let left = self.order.len() - self.next;
-        if self.next == 0 {
+        if self.next == 0 && !index.rows.has_vectors() {
             let (vectors, order) = (&self.vectors, &self.order);
             let space = &index.rows.space;
             let space = Space::new(space.dim, space.dtype, space.metric, Some(space.isa()))?;

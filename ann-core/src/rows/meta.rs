@@ -223,7 +223,8 @@ impl Meta {
         }
         let narrowed = (meta.dtype, meta.stored) == (DType::F32 as u8, DType::F16 as u8);
         let is_coded = meta.by_node == 1 && matches!(meta.code_bits, 1 | 2 | 4 | 8);
-        if meta.stored != 0 && !narrowed && !(is_coded && !meta.has_vectors()) {
+        let is_replaced = is_coded && !meta.has_vectors();
+        if meta.stored != 0 && !narrowed && !is_replaced {
             return bad(format!("element type {} stored as {}", meta.dtype, meta.stored));
         }
         if meta.by_node != 0 && !is_coded {
