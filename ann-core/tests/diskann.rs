@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use ann_core::{
     AddOptions, DType, DiskAnn, DiskAnnBuilder, Error, Filter, Flat, Index, Layout, MemStore,
-    Metric, Search,
+    Metric, Placement, Search,
 };
 use common::{SmallSet, mean_recall, small_set};
 use ndarray::{Array2, s};
@@ -164,11 +164,12 @@ fn what_is_refused() {
     let bytes = DiskAnn::builder(8).dtype(DType::U8);
     assert_eq!(refused(bytes.vectors(DType::F16), 8192).0, "vectors");
     // A page that is too small, and how large a one would do.
-    let (name, value, allowed) = refused(DiskAnn::builder(1024).code_bits(4), 8192);
+    let fused = DiskAnn::builder(1024).placement(Placement::Fused).code_bits(4);
+    let (name, value, allowed) = refused(fused.clone(), 8192);
     assert_eq!((name, value.as_str()), ("page size", "8192"));
     assert!(allowed.starts_with("at least 32768"), "{allowed}");
     let enough = MemStore::new(32768).unwrap();
-    DiskAnn::builder(1024).code_bits(4).build_in(enough).unwrap();
+    fused.build_in(enough).unwrap();
     let beam = Search::new(1).beam(0);
     let index = DiskAnn::builder(8).build().unwrap();
     assert!(matches!(index.search(&[0f32; 8], &beam), Err(Error::Parameter { name: "beam", .. })));
