@@ -80,7 +80,7 @@ impl<'a> Search<'a> {
     /// let query = vectors.row(42).to_vec();
     /// let exact = |key: u64| {
     ///     let row = vectors.row(key as usize);
-    ///     Ok(Some(row.iter().zip(&query).map(|(a, b)| (a - b) * (a - b)).sum()))
+    ///     Ok(Some(row.iter().zip(&query).map(|(a, b)| (a - b) * (a - b)).sum::<f32>()))
     /// };
     /// let hits = index.search(&query, &Search::new(10).rerank(&exact))?;
     /// assert_eq!(hits[0].distance, 0.0);

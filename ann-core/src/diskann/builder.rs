@@ -20,7 +20,7 @@ pub enum Placement {
     /// vector has as many codes as there are links to it.
     Fused,
     /// By node: one code for each vector, in an array, and link lists beside it. One read for each neighbour that a search
-    /// has not met, of a few bytes; ten times smaller.
+    /// has not met, of a few bytes; the codes take a tenth of the memory or less at equal bits.
     Compact,
 }
 

@@ -470,8 +470,9 @@ class DiskANN(Index):
         code: `"rabitq1"`, `"rabitq2"`, `"rabitq4"` or `"rabitq8"`, by the bits a coordinate;
             `"auto"` for what suits the dimension; None for no codes: each neighbour is read.
         placement: where codes are. `"fused"`: each vector's record holds those of its neighbours,
-            which is fastest. `"compact"`: each vector has one, ten times smaller. None for fused
-            where a record's links and codes fit a page, else compact, as where vectors are None.
+            `"compact"`: each vector has one, which takes a tenth of the memory or less at equal
+            bits. None for fused where a record's links and codes fit a page, else compact, as where
+            vectors are None, or the code is `"rabitq8"`.
         vectors: what vectors are stored as: `dtype` (`"auto"`), or `"f16"` where that is `"f32"`.
             Halves take half the space, and distances are theirs. None for codes only, always
             compact: distances are then estimates, even a little below zero, and `get` has nothing
