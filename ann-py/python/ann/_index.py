@@ -469,7 +469,7 @@ class DiskANN(Index):
             for that, from 1 to 10. 1 was best on all data that were tried.
         code: `"rabitq1"`, `"rabitq2"`, `"rabitq4"` or `"rabitq8"`, by the bits a coordinate;
             `"auto"` for what suits the dimension; None for no codes: each neighbour is read.
-        placement: where codes are. `"fused"`: each vector's record holds those of its neighbours,
+        placement: where codes are. `"fused"`: each vector's record holds those of its neighbours.
             `"compact"`: each vector has one, which takes a tenth of the memory or less at equal
             bits. None for fused where a record's links and codes fit a page, else compact, as where
             vectors are None, or the code is `"rabitq8"`.
