@@ -72,6 +72,7 @@ class AnnDiskAnn(AnnHnsw):
     """Our DiskANN, searched in memory as built: data of whole numbers as u8, others kept as f16."""
 
     name = "ann-diskann"
+    placement: str | None = None
     asked: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
 
     def prepare(self, train: np.ndarray) -> None:
@@ -87,6 +88,7 @@ class AnnDiskAnn(AnnHnsw):
             metric="cosine" if self.angular else "l2sq",
             dtype=dtype,
             vectors=vectors,
+            placement=self.placement,
             build_list_size=self.task.ef_construction,
         )
         self.index.add(train if self.bytes is None else self.bytes, threads=self.task.threads)
@@ -98,6 +100,13 @@ class AnnDiskAnn(AnnHnsw):
                 self.asked = (queries, queries.astype(np.uint8))
             queries = self.asked[1]
         return super().search(queries, k, **setting)
+
+
+class AnnDiskAnnCompact(AnnDiskAnn):
+    """The same with codes by node."""
+
+    name = "ann-diskann-compact"
+    placement = "compact"
 
 
 class AnnHnswMmap(AnnHnsw):
@@ -416,6 +425,7 @@ LIBRARIES: dict[str, type[Library]] = {
         AnnHnswMmap,
         AnnHnswOneThread,
         AnnDiskAnn,
+        AnnDiskAnnCompact,
         AnnFlat,
         NumpyFlat,
         Hnswlib,

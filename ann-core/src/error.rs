@@ -99,6 +99,9 @@ pub enum Error {
         /// The row that brought it, counted from 0.
         row: usize,
     },
+    /// A vector was asked of an index that keeps only codes of them.
+    #[error("the index keeps codes of its vectors, not the vectors themselves")]
+    NoVectors,
     /// The index holds as many vectors as one index can.
     #[error("an index holds at most {limit} vectors, {wanted} would be needed")]
     Full {

@@ -34,12 +34,18 @@ pub struct Search<'a> {
     pub beam: Option<usize>,
     /// Which vectors may be returned.
     pub filter: Filter<'a>,
+    /// The caller's own distances, for an index that keeps none of its vectors: results then are ranked by and carry
+    /// these instead of estimates.
+    pub rerank: Option<Exact<'a>>,
 }
+
+/// The distance of a key's vector to the query; `None` if the key is not to be returned. An error ends the search.
+pub type Exact<'a> = &'a (dyn Fn(u64) -> Result<Option<f32>> + Sync);
 
 impl<'a> Search<'a> {
     /// A search for the `k` nearest.
     pub fn new(k: usize) -> Search<'a> {
-        Search { k, ef: None, beam: None, filter: Filter::None }
+        Search { k, ef: None, beam: None, filter: Filter::None, rerank: None }
     }
 
     /// Sets the size of the candidate pool, from 1 to 1,000,000.
@@ -57,6 +63,31 @@ impl<'a> Search<'a> {
     /// Restricts the results.
     pub fn filter(mut self, filter: Filter<'a>) -> Search<'a> {
         self.filter = filter;
+        self
+    }
+
+    /// Sets what the distances of an index without vectors are taken from: a function of a key, called for candidates
+    /// that can be among the results, as far as the errors of their estimates tell, nearest estimates first. Cursors do
+    /// not use it.
+    ///
+    /// ```
+    /// use ann_core::{AddOptions, DiskAnn, Index, Search};
+    /// use ndarray::Array2;
+    ///
+    /// let vectors = Array2::from_shape_fn((1000, 32), |(i, j)| ((i * 7 + j * j * 13) % 101) as f32);
+    /// let mut index = DiskAnn::builder(32).vectors(None).code_bits(4).build()?;
+    /// index.add(vectors.view(), None, AddOptions::new())?;
+    /// let query = vectors.row(42).to_vec();
+    /// let exact = |key: u64| {
+    ///     let row = vectors.row(key as usize);
+    ///     Ok(Some(row.iter().zip(&query).map(|(a, b)| (a - b) * (a - b)).sum::<f32>()))
+    /// };
+    /// let hits = index.search(&query, &Search::new(10).rerank(&exact))?;
+    /// assert_eq!(hits[0].distance, 0.0);
+    /// # Ok::<(), ann_core::Error>(())
+    /// ```
+    pub fn rerank(mut self, exact: Exact<'a>) -> Search<'a> {
+        self.rerank = Some(exact);
         self
     }
 
@@ -280,7 +311,7 @@ pub trait Index: Send + Sync {
     /// The vector of a key as it was given, if the key is in the index.
     ///
     /// # Errors
-    /// [`Error::ElementType`] if `T` is not the index's; [`Error::Corrupt`].
+    /// [`Error::ElementType`] if `T` is not the index's; [`Error::NoVectors`] if it keeps none; [`Error::Corrupt`].
     fn get<T: Element>(&self, key: u64) -> Result<Option<Vec<T>>>;
 
     /// Whether a key is in the index.

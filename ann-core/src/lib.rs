@@ -38,7 +38,7 @@ mod rows;
 mod seed;
 mod threads;
 
-pub use diskann::{DiskAnn, DiskAnnBuilder, Vamana};
+pub use diskann::{DiskAnn, DiskAnnBuilder, Placement, Vamana};
 pub use element::{DType, Element, MAX_DIM};
 pub use error::{Error, Result};
 pub use flat::{Flat, FlatBuilder};
@@ -47,8 +47,8 @@ pub use graph::plain;
 pub use graph::{Graph, Insertion, Topology};
 pub use hnsw::{Hierarchy, Hnsw, HnswBuilder};
 pub use index::{
-    AddOptions, Cost, Cursor, DEFAULT_EF, Filter, Hit, Index, Layout, MAX_BEAM, MAX_EF, Search,
-    Stats,
+    AddOptions, Cost, Cursor, DEFAULT_EF, Exact, Filter, Hit, Index, Layout, MAX_BEAM, MAX_EF,
+    Search, Stats,
 };
 pub use kernel::Isa;
 pub use metric::Metric;

@@ -2,7 +2,10 @@
 
 mod common;
 
-use ann_core::{AddOptions, Flat, Hnsw, Index, MemStore, Metric, PageId, PageStore, Search};
+use ann_core::{
+    AddOptions, DType, DiskAnn, Flat, Hnsw, Index, MemStore, Metric, PageId, PageStore, Placement,
+    Search,
+};
 use ndarray::{Array2, Axis, concatenate, s};
 
 /// The first page on which two stores differ, headers aside.
@@ -101,6 +104,33 @@ fn seeds_make_a_difference() {
     };
     assert_eq!(first_difference(build(5).store(), build(5).store()), None);
     assert!(first_difference(build(5).store(), build(6).store()).is_some());
+}
+
+/// Codes by node, beside vectors and instead of them.
+#[test]
+fn codes_by_node_are_deterministic() {
+    let rows = rows();
+    for vectors in [Some(DType::F16), None] {
+        let build = |threads| {
+            let options = || AddOptions::new().threads(threads);
+            let builder = DiskAnn::builder(100).metric(Metric::Cosine).vectors(vectors);
+            let builder = builder.placement(Placement::Compact).build_list_size(80);
+            let mut index = builder.build().unwrap();
+            index.add(rows.slice(s![..2000, ..]), None, options()).unwrap();
+            index.add(rows.slice(s![2000.., ..]), None, options()).unwrap();
+            index.remove(&common::shuffled(rows.nrows(), 5)[..300]).unwrap();
+            index.sweep(threads).unwrap();
+            index
+                .update(rows.slice(s![..50, ..]), &(3000..3050).collect::<Vec<u64>>(), options())
+                .ok();
+            index
+        };
+        let one = build(1);
+        one.verify().unwrap();
+        for threads in [2, 3] {
+            assert_eq!(first_difference(one.store(), build(threads).store()), None);
+        }
+    }
 }
 
 #[test]

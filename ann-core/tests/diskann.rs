@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use ann_core::{
     AddOptions, DType, DiskAnn, DiskAnnBuilder, Error, Filter, Flat, Index, Layout, MemStore,
-    Metric, Search,
+    Metric, Placement, Search,
 };
 use common::{SmallSet, mean_recall, small_set};
 use ndarray::{Array2, s};
@@ -93,7 +93,7 @@ fn vectors_as_halves() {
         index.save(&path).unwrap();
         let index = DiskAnn::open_in(MemStore::load(&path).unwrap()).unwrap();
         index.verify().unwrap();
-        assert_eq!((index.dtype(), index.vectors()), (DType::F32, DType::F16));
+        assert_eq!((index.dtype(), index.vectors()), (DType::F32, Some(DType::F16)));
         for row in [0, 511] {
             let vector = index.get::<f32>(row as u64).unwrap().unwrap();
             let given = set.base.row(row);
@@ -128,13 +128,14 @@ fn layouts_are_as_reported() {
         let stats = index.stats().unwrap();
         (stats.layout, stats.code_bits, stats.vectors)
     };
-    let f32 = DType::F32;
+    let f32 = Some(DType::F32);
     assert_eq!(layout(100, 8192, None), (Layout::Fused, 2, f32));
     assert_eq!(layout(32, 8192, None), (Layout::Fused, 4, f32));
     assert_eq!(layout(768, 8192, None), (Layout::Fused, 1, f32));
     assert_eq!(layout(1536, 8192, None), (Layout::FusedLists, 1, f32));
     assert_eq!(layout(1536, 16384, None), (Layout::Fused, 1, f32));
-    assert_eq!(layout(4096, 8192, None), (Layout::Apart, 0, f32));
+    assert_eq!(layout(4096, 8192, None), (Layout::Compact, 4, f32));
+    assert_eq!(layout(20_000, 8192, None), (Layout::Compact, 2, f32));
     assert_eq!(layout(100, 8192, Some(0)), (Layout::Fused, 0, f32));
 }
 
@@ -163,11 +164,12 @@ fn what_is_refused() {
     let bytes = DiskAnn::builder(8).dtype(DType::U8);
     assert_eq!(refused(bytes.vectors(DType::F16), 8192).0, "vectors");
     // A page that is too small, and how large a one would do.
-    let (name, value, allowed) = refused(DiskAnn::builder(1024).code_bits(4), 8192);
+    let fused = DiskAnn::builder(1024).placement(Placement::Fused).code_bits(4);
+    let (name, value, allowed) = refused(fused.clone(), 8192);
     assert_eq!((name, value.as_str()), ("page size", "8192"));
     assert!(allowed.starts_with("at least 32768"), "{allowed}");
     let enough = MemStore::new(32768).unwrap();
-    DiskAnn::builder(1024).code_bits(4).build_in(enough).unwrap();
+    fused.build_in(enough).unwrap();
     let beam = Search::new(1).beam(0);
     let index = DiskAnn::builder(8).build().unwrap();
     assert!(matches!(index.search(&[0f32; 8], &beam), Err(Error::Parameter { name: "beam", .. })));

@@ -5,7 +5,8 @@ mod common;
 
 use ann_core::testing::Faulty;
 use ann_core::{
-    AddOptions, DiskAnn, Error, Filter, Flat, Hnsw, Index, MemStore, Metric, Result, Search,
+    AddOptions, DiskAnn, Error, Filter, Flat, Hnsw, Index, MemStore, Metric, Placement, Result,
+    Search,
 };
 use common::oracle::Oracle;
 use ndarray::{Array2, Axis, s};
@@ -111,6 +112,17 @@ fn diskann(metric: Metric) -> DiskAnn {
     index
 }
 
+/// Codes by node, in use from so many vectors on as there are when `more` are added.
+fn compact(metric: Metric, more: usize) -> DiskAnn {
+    let builder = DiskAnn::builder(DIM).metric(metric).placement(Placement::Compact);
+    let mut index = builder.build_list_size(32).build_in(MemStore::new(4096).unwrap()).unwrap();
+    fill(&mut index);
+    let rows = common::clustered(more, DIM, 11);
+    index.add(rows.view(), None, AddOptions::new().threads(1)).unwrap();
+    assert_eq!(index.stats().unwrap().codes_in_use, index.len() >= 256);
+    index
+}
+
 fn flat() -> Flat {
     let builder = Flat::builder(DIM).metric(Metric::Cosine);
     let mut index = builder.build_in(MemStore::new(4096).unwrap()).unwrap();
@@ -165,6 +177,15 @@ fn changing_a_graph_with_codes() {
     everywhere(&diskann(Metric::InnerProduct), open, |index| index.store().calls(), add);
     everywhere(&diskann(Metric::L2sq), open, |index| index.store().calls(), update);
     everywhere(&diskann(Metric::Cosine), open, |index| index.store().calls(), remove);
+}
+
+/// The first of them while codes come into use.
+#[test]
+fn changing_a_graph_with_codes_by_node() {
+    let open = DiskAnn::open_in;
+    everywhere(&compact(Metric::L2sq, 60), open, |index| index.store().calls(), add);
+    everywhere(&compact(Metric::Cosine, 110), open, |index| index.store().calls(), add);
+    everywhere(&compact(Metric::InnerProduct, 110), open, |index| index.store().calls(), remove);
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod common;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use ann_core::{AddOptions, DiskAnn, Filter, Flat, Hnsw, Index, Isa, Metric, Search};
+use ann_core::{AddOptions, DiskAnn, Filter, Flat, Hnsw, Index, Isa, Metric, Placement, Search};
 use common::SmallSet;
 
 const K: usize = 10;
@@ -22,6 +22,11 @@ fn hnsw(metric: Metric) -> Hnsw {
 fn diskann(metric: Metric) -> DiskAnn {
     let builder = DiskAnn::builder(100).metric(metric).build_list_size(100).seed(0);
     builder.instruction_set(Isa::Scalar).build().unwrap()
+}
+
+fn compact(metric: Metric) -> DiskAnn {
+    let builder = DiskAnn::builder(100).metric(metric).build_list_size(100).seed(0);
+    builder.placement(Placement::Compact).instruction_set(Isa::Scalar).build().unwrap()
 }
 
 /// Keys of the true nearest vectors of each query.
@@ -90,6 +95,11 @@ fn costs_of_hnsw_are_as_recorded() {
 #[test]
 fn costs_of_diskann_are_as_recorded() {
     compare("tests/golden/diskann-small.txt", &report(diskann));
+}
+
+#[test]
+fn costs_of_codes_by_node_are_as_recorded() {
+    compare("tests/golden/compact-small.txt", &report(compact));
 }
 
 fn compare(file: &str, now: &str) {

@@ -10,8 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ann_core::testing::Rng;
 use ann_core::{
-    AddOptions, AnyIndex, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, MemStore, Metric,
-    PageId, PageStore, Result, Search, Topology,
+    AddOptions, AnyIndex, DType, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, MemStore,
+    Metric, PageId, PageStore, Placement, Result, Search, Topology,
 };
 use common::metered::{Metered, ran_out};
 use ndarray::{Array2, s};
@@ -86,6 +86,8 @@ const VECTORS: usize = 0;
 const NODES: usize = 1;
 const LINKS: usize = 2;
 const UPPER: usize = 3;
+const CODES: usize = 4;
+const CENTRE: usize = 7;
 const WHOLE: usize = 6;
 const UPPER_WHOLE: usize = 7;
 /// Where a node record has what.
@@ -127,6 +129,15 @@ fn coded(bits: u8) -> DiskAnn {
     let builder = DiskAnn::builder(DIM).code_bits(bits).build_list_size(30);
     let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
     fill(&mut index);
+    index
+}
+
+/// What [`graph`] is, with codes by node, beside vectors or instead of them.
+fn compact(vectors: Option<DType>) -> DiskAnn {
+    let builder = DiskAnn::builder(DIM).vectors(vectors).placement(Placement::Compact);
+    let mut index = builder.build_list_size(30).build_in(MemStore::new(PAGE).unwrap()).unwrap();
+    fill(&mut index);
+    assert!(index.stats().unwrap().codes_in_use);
     index
 }
 
@@ -337,6 +348,8 @@ fn forge_meta(image: &mut Image, rng: &mut Rng) {
 fn searching_random_bytes() {
     hunt("graph", 600, false, &Image::of(graph(Metric::L2sq).store()), scatter);
     hunt("codes", 400, false, &Image::of(coded(2).store()), scatter);
+    hunt("compact", 300, false, &Image::of(compact(Some(DType::F32)).store()), scatter);
+    hunt("no vectors", 300, false, &Image::of(compact(None).store()), scatter);
     hunt("flat", 300, false, &Image::of(flat().store()), scatter);
 }
 
@@ -349,6 +362,8 @@ fn searching_forged_records() {
 fn searching_under_a_forged_meta_page() {
     hunt("graph", 600, false, &Image::of(graph(Metric::InnerProduct).store()), forge_meta);
     hunt("codes", 400, false, &Image::of(coded(1).store()), forge_meta);
+    hunt("compact", 400, false, &Image::of(compact(Some(DType::F32)).store()), forge_meta);
+    hunt("no vectors", 400, false, &Image::of(compact(None).store()), forge_meta);
     hunt("flat", 300, false, &Image::of(flat().store()), forge_meta);
 }
 
@@ -356,6 +371,8 @@ fn searching_under_a_forged_meta_page() {
 fn changing_random_bytes() {
     hunt("graph", 400, true, &Image::of(graph(Metric::L2sq).store()), scatter);
     hunt("codes", 300, true, &Image::of(coded(4).store()), scatter);
+    hunt("compact", 200, true, &Image::of(compact(Some(DType::F16)).store()), scatter);
+    hunt("no vectors", 200, true, &Image::of(compact(None).store()), scatter);
     hunt("flat", 200, true, &Image::of(flat().store()), scatter);
 }
 
@@ -368,6 +385,8 @@ fn changing_forged_records() {
 fn changing_under_a_forged_meta_page() {
     hunt("graph", 400, true, &Image::of(graph(Metric::Cosine).store()), forge_meta);
     hunt("codes", 300, true, &Image::of(coded(1).store()), forge_meta);
+    hunt("compact", 200, true, &Image::of(compact(Some(DType::F32)).store()), forge_meta);
+    hunt("no vectors", 200, true, &Image::of(compact(None).store()), forge_meta);
     hunt("flat", 200, true, &Image::of(flat().store()), forge_meta);
 }
 
@@ -542,6 +561,28 @@ fn codes_that_verify_has_to_see() {
         seen(what, from, UPPER_WHOLE, 0);
     }
     seen("an entry point", 2, UPPER_WHOLE, 0);
+}
+
+/// A code by node belongs to its vector; a centre is a vector.
+#[test]
+fn codes_by_node_that_verify_has_to_see() {
+    let whole = Image::of(compact(Some(DType::F32)).store());
+    DiskAnn::open_in(whole.store()).unwrap().verify().unwrap();
+    let seen = |what: &str, array: usize, id: u32, edit: &dyn Fn(&mut [u8])| {
+        let mut image = whole.clone();
+        let (page, at) = image.record(array, id);
+        edit(&mut image.0[page][at..]);
+        let verified = DiskAnn::open_in(image.store()).and_then(|index| index.verify());
+        assert!(verified.is_err(), "not seen: {what}");
+    };
+    let live = find(&whole, 1, 9).0;
+    for (what, from) in [("a summand", 1), ("a factor", 5), ("an error", 9), ("a length", 13)] {
+        seen(what, CODES, live, &|record| record[from] ^= 1 << 4);
+    }
+    seen("a code", CODES, live, &|record| record[18] ^= 1);
+    seen("a centre", CENTRE, 0, &|record| record[3] ^= 1);
+    seen("a centre that is no number", CENTRE, 0, &|record| record[..4].fill(0xff));
+    seen("an entry point", UPPER, 0, &|list| list[..4].fill(0xfe));
 }
 
 /// Single damages on which changes could run on without end, or count past the end of a type.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ann_core::testing::Rng;
 use ann_core::{AddOptions, Element, Error, Filter, Hit, Index, Metric, MmapStore, Search};
-use common::home::{ADiskAnn, AFlat, AnHnsw, AnyStore, Home, Kind};
+use common::home::{ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, AnyStore, Home, Kind};
 use common::oracle::{Oracle, Tally};
 use half::f16;
 use ndarray::{Array2, ArrayView2, s};
@@ -377,4 +377,9 @@ homes! {
     diskann_in_memory: ADiskAnn, Home::Memory;
     diskann_in_a_file: ADiskAnn, Home::File;
     diskann_under_latches: ADiskAnn, Home::Latches;
+    compact_in_memory: ACompact, Home::Memory;
+    compact_in_a_file: ACompact, Home::File;
+    compact_under_latches: ACompact, Home::Latches;
+    coded_hnsw_in_memory: ACodedHnsw, Home::Memory;
+    coded_hnsw_under_latches: ACodedHnsw, Home::Latches;
 }

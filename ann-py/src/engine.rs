@@ -38,38 +38,47 @@ pub struct Engine {
     links: Option<usize>,
     #[pyo3(get)]
     candidates: Option<usize>,
-    /// Bits of a code, alpha and the type of stored vectors; `None` unless it is a DiskANN index.
+    /// Bits of a code and the type of stored vectors, if they are stored; `None` unless it is a graph.
     #[pyo3(get)]
     code_bits: Option<u8>,
     #[pyo3(get)]
+    vectors: Option<String>,
+    /// Alpha and where codes are; `None` unless it is a DiskANN index.
+    #[pyo3(get)]
     alpha: Option<f32>,
     #[pyo3(get)]
-    vectors: Option<String>,
+    placement: Option<String>,
 }
 
 /// k, ef and beam of a search.
 type Sizes<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
 
-/// Kind, links, candidates; bits of a code, alpha, what vectors are stored as.
-type Measures = (&'static str, [Option<usize>; 2], (Option<u8>, Option<f32>, Option<String>));
+/// Kind, links, candidates; bits of a code, what vectors are stored as; alpha, where codes are.
+type Measures = (&'static str, [Option<usize>; 2], Kept, (Option<f32>, Option<String>));
+
+/// Bits of a code, and what vectors are stored as. Of an index to be made: what suits it if there are no bits, its own
+/// element type if vectors are "auto".
+type Kept = (Option<u8>, Option<String>);
 
 impl Engine {
     fn new(held: Held, writable: bool) -> Engine {
         fn hnsw<S: PageStore>(index: &Hnsw<S>) -> Measures {
-            ("hnsw", [Some(index.m()), Some(index.ef_construction())], (None, None, None))
+            let kept = (Some(index.code_bits()), index.vectors().map(|dtype| dtype.to_string()));
+            ("hnsw", [Some(index.m()), Some(index.ef_construction())], kept, (None, None))
         }
         fn diskann<S: PageStore>(index: &DiskAnn<S>) -> Measures {
-            let kept =
-                (Some(index.code_bits()), Some(index.alpha()), Some(index.vectors().to_string()));
-            ("diskann", [Some(index.degree()), Some(index.build_list_size())], kept)
+            let kept = (Some(index.code_bits()), index.vectors().map(|dtype| dtype.to_string()));
+            let own = (Some(index.alpha()), Some(index.placement().to_string()));
+            ("diskann", [Some(index.degree()), Some(index.build_list_size())], kept, own)
         }
-        let (kind, [links, candidates], (code_bits, alpha, vectors)) = match &held {
+        let (kind, [links, candidates], kept, own) = match &held {
             Held::Hnsw(index) => hnsw(index),
             Held::HnswFile(index) => hnsw(index),
             Held::DiskAnn(index) => diskann(index),
             Held::DiskAnnFile(index) => diskann(index),
-            Held::Flat(_) | Held::FlatFile(_) => ("flat", [None, None], (None, None, None)),
+            Held::Flat(_) | Held::FlatFile(_) => ("flat", [None, None], (None, None), (None, None)),
         };
+        let ((code_bits, vectors), (alpha, placement)) = (kept, own);
         any!(&held, index => Engine {
             writable,
             dtype: index.dtype(),
@@ -79,8 +88,9 @@ impl Engine {
             links,
             candidates,
             code_bits,
-            alpha,
             vectors,
+            alpha,
+            placement,
             shared: Arc::new(Shared::new(held)),
         })
     }
@@ -156,16 +166,23 @@ impl Engine {
         dtype: &str,
         m: &Bound<'_, PyAny>,
         ef_construction: &Bound<'_, PyAny>,
+        kept: Kept,
         seed: &Bound<'_, PyAny>,
     ) -> Answer<Engine> {
-        let index = Hnsw::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
+        let mut builder = Hnsw::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
             .metric(metric.parse()?)
             .dtype(dtype.parse()?)
             .m(whole("m", m, 2..=256)?)
             .ef_construction(whole("ef_construction", ef_construction, 1..=100_000)?)
-            .seed(whole("seed", seed, 0..=u64::MAX)? as u64)
-            .build()?;
-        Ok(Engine::new(Held::Hnsw(index), true))
+            .seed(whole("seed", seed, 0..=u64::MAX)? as u64);
+        if let Some(bits) = kept.0 {
+            builder = builder.code_bits(bits);
+        }
+        match kept.1.as_deref() {
+            Some("auto") => {}
+            vectors => builder = builder.vectors(vectors.map(str::parse).transpose()?),
+        }
+        Ok(Engine::new(Held::Hnsw(builder.build()?), true))
     }
 
     #[staticmethod]
@@ -174,7 +191,8 @@ impl Engine {
         metric: &str,
         dtype: &str,
         measures: (Bound<'_, PyAny>, Bound<'_, PyAny>, f32),
-        kept: (Option<u8>, Option<String>),
+        kept: Kept,
+        placement: Option<&str>,
         seed: &Bound<'_, PyAny>,
     ) -> Answer<Engine> {
         let ((degree, build_list_size, alpha), (code_bits, vectors)) = (measures, kept);
@@ -188,8 +206,12 @@ impl Engine {
         if let Some(bits) = code_bits {
             builder = builder.code_bits(bits);
         }
-        if let Some(vectors) = vectors {
-            builder = builder.vectors(vectors.parse()?);
+        match vectors.as_deref() {
+            Some("auto") => {}
+            vectors => builder = builder.vectors(vectors.map(str::parse).transpose()?),
+        }
+        if let Some(placement) = placement {
+            builder = builder.placement(placement.parse()?);
         }
         Ok(Engine::new(Held::DiskAnn(builder.build()?), true))
     }
@@ -399,8 +421,9 @@ impl Engine {
         dict.set_item("links", stats.links[0])?;
         dict.set_item("upper_links", stats.links[1])?;
         dict.set_item("levels", stats.levels)?;
-        dict.set_item("vectors", stats.vectors.to_string())?;
+        dict.set_item("vectors", stats.vectors.map(|dtype| dtype.to_string()))?;
         dict.set_item("code_bits", stats.code_bits)?;
+        dict.set_item("codes_in_use", stats.codes_in_use)?;
         dict.set_item("layout", stats.layout.to_string())?;
         dict.set_item("page_size", stats.page_size)?;
         dict.set_item("bytes", stats.bytes)?;

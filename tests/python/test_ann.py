@@ -159,6 +159,58 @@ def test_codes_of_a_diskann_index(code: Any) -> None:
         np.testing.assert_allclose(distances, ((x[ids] - query) ** 2).sum(1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("code", ["rabitq1", "rabitq2", "rabitq4", "rabitq8"])
+@pytest.mark.parametrize("kind", ["hnsw", "diskann"])
+def test_codes_by_node(kind: str, code: Any, tmp_path: Path) -> None:
+    x, queries = make(3000), make(50, seed=1)
+    if kind == "hnsw":
+        index: Any = ann.HNSW(DIM, code=code)
+    else:
+        index = ann.DiskANN(DIM, code=code, placement="compact")
+        assert index.placement == "compact"
+    index.add(x[:100])
+    assert not index.stats()["codes_in_use"]
+    index.add(x[100:])
+    index.verify()
+    index.save(tmp_path / "index")
+    index = ann.open(tmp_path / "index")
+    stats = index.stats()
+    assert (stats["codes_in_use"], stats["layout"], stats["vectors"]) == (True, "compact", "f32")
+    assert (index.code, index.vectors) == (code, "f32")
+    exact = ann.Flat(DIM)
+    exact.add(x)
+    found, near = index.search(queries, 10, ef=400)
+    assert recall(found, exact.search(queries, 10)[0]) > 0.9
+    for query, ids, distances in zip(queries, found, near):
+        np.testing.assert_allclose(distances, ((x[ids] - query) ** 2).sum(1), rtol=1e-4)
+    np.testing.assert_array_equal(index.get(7), x[7])
+
+
+@pytest.mark.parametrize("metric", ["l2sq", "ip", "cosine"])
+def test_no_vectors(metric: Any, tmp_path: Path) -> None:
+    x, queries = make(3000), make(50, seed=1)
+    index: Any = ann.DiskANN(DIM, metric=metric, vectors=None, code="rabitq8")
+    assert (index.vectors, index.placement) == (None, "compact")
+    index.add(x)
+    index.remove(range(100))
+    index.update(x[:50], range(100, 150))
+    index.verify()
+    index.save(tmp_path / "index")
+    index = ann.open(tmp_path / "index")
+    assert index.stats()["vectors"] is None
+    exact = ann.Flat(DIM, metric=metric)
+    exact.add(np.concatenate([x[:50], x[150:]]), ids=range(100, 3000))
+    right, distances = exact.search(queries, 10)
+    found, near = index.search(queries, 10, ef=200)
+    assert recall(found, right) > 0.9
+    scale = np.abs(distances).max()
+    np.testing.assert_allclose(near, distances, rtol=0.05, atol=0.03 * scale)
+    assert 200 in index
+    assert 5 not in index
+    with pytest.raises(ann.InputError, match="keeps codes of its vectors"):
+        index.get(200)
+
+
 @pytest.mark.parametrize("metric", ["l2sq", "ip", "cosine"])
 def test_vectors_as_halves(metric: Any, tmp_path: Path) -> None:
     x, queries = make(2000), make(50, seed=1)

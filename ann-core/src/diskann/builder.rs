@@ -6,9 +6,44 @@ use crate::graph::Fused;
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
-use crate::rows::{Array, Kind, MAX_ALPHA, Rows, Space, VECTORS};
+use crate::rows::{
+    Array, Coder, Kind, LINKS, MAX_ALPHA, Meta, Rows, Space, UPPER, VECTORS, by_node, check_compact,
+};
 
 use super::{DiskAnn, MAX_DEGREE, parts};
+
+/// Where codes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Placement {
+    /// By edge: a node's record holds a code of each of its neighbours, and mostly its vector. One read a hop; each
+    /// vector has as many codes as there are links to it.
+    Fused,
+    /// By node: one code for each vector, in an array, and link lists beside it. One read for each neighbour that a search
+    /// has not met, of a few bytes; the codes take a tenth of the memory or less at equal bits.
+    Compact,
+}
+
+impl std::fmt::Display for Placement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Placement::Fused => "fused",
+            Placement::Compact => "compact",
+        })
+    }
+}
+
+impl std::str::FromStr for Placement {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Placement> {
+        match name {
+            "fused" => Ok(Placement::Fused),
+            "compact" => Ok(Placement::Compact),
+            _ => Err(Error::parameter("placement", name, "one of fused, compact")),
+        }
+    }
+}
 
 /// Makes a [`DiskAnn`] index.
 #[derive(Clone, Debug)]
@@ -17,6 +52,8 @@ pub struct DiskAnnBuilder {
     metric: Metric,
     dtype: DType,
     vectors: Option<DType>,
+    keeps_vectors: bool,
+    placement: Option<Placement>,
     degree: usize,
     build_list_size: usize,
     alpha: f32,
@@ -32,6 +69,8 @@ impl DiskAnnBuilder {
             metric: Metric::L2sq,
             dtype: DType::F32,
             vectors: None,
+            keeps_vectors: true,
+            placement: None,
             degree: 32,
             build_list_size: 128,
             alpha: 1.0,
@@ -55,8 +94,21 @@ impl DiskAnnBuilder {
 
     /// What vectors are stored as: `dtype`, which it is unless it is set, or `f16` where that is `f32`. Halves take half
     /// the space, and distances, results' included, are those of the halves; a value beyond 65,504 is refused.
-    pub fn vectors(mut self, vectors: DType) -> DiskAnnBuilder {
-        self.vectors = Some(vectors);
+    ///
+    /// `None` keeps only codes of them, by node. Links of later vectors are then chosen by these, and results carry
+    /// estimates, squared distances near zero even below it, unless a search is given the caller's own distances
+    /// ([`crate::Search::rerank`]). Codes are relative to the mean of the vectors that are added first, if these are 32
+    /// or more in one call.
+    pub fn vectors(mut self, vectors: impl Into<Option<DType>>) -> DiskAnnBuilder {
+        self.vectors = vectors.into();
+        self.keeps_vectors = self.vectors.is_some();
+        self
+    }
+
+    /// Where codes are. Unless it is set: fused where a node's links and their codes fit a page, else compact, as where
+    /// vectors are not kept.
+    pub fn placement(mut self, placement: Placement) -> DiskAnnBuilder {
+        self.placement = Some(placement);
         self
     }
 
@@ -81,9 +133,10 @@ impl DiskAnnBuilder {
         self
     }
 
-    /// Bits a coordinate of the codes that stand beside links: 1, 2, 4 or 8; 0 for none, at the price of reading each
-    /// neighbour. More bits tell more of a neighbour and take more memory. Unless it is set, what suits the dimension
-    /// and fits a page: 4 up to 64 dimensions, 2 up to 160, else 1.
+    /// Bits a coordinate of the codes: 1, 2, 4 or 8; 0 for none, at the price of reading each neighbour. More bits tell
+    /// more of a neighbour and take more memory. Unless it is set, what suits the dimension and fits a page: of fused codes
+    /// 4 up to 64 dimensions, 2 up to 160, else 1; of compact ones 4, or 8 up to 64 dimensions. Codes of 8 bits are always
+    /// compact: fused ones are looked up in tables of bytes, whose error is larger than theirs.
     pub fn code_bits(mut self, code_bits: u8) -> DiskAnnBuilder {
         self.code_bits = Some(code_bits);
         self
@@ -107,29 +160,34 @@ impl DiskAnnBuilder {
     /// [`Error::Parameter`], naming the parameter that is out of range.
     pub fn build(self) -> Result<DiskAnn> {
         let space = self.space()?;
-        let list = self.list(self.bits(MAX_PAGE_SIZE));
-        let whole = (list + space.stride()).next_multiple_of(32);
-        let page_size = Array::page_size(whole.min(MAX_PAGE_SIZE - HEADER));
+        let record = match self.layout(MAX_PAGE_SIZE)? {
+            (Placement::Compact, _) if self.keeps_vectors => space.stride(),
+            (Placement::Compact, bits) => Coder::stride_of(self.dim, bits),
+            (Placement::Fused, bits) => (self.list(bits) + space.stride()).next_multiple_of(32),
+        };
+        let page_size = Array::page_size(record.min(MAX_PAGE_SIZE - HEADER));
         self.build_in(MemStore::new(page_size)?)
     }
 
-    /// An empty index in a store that has no pages yet. A node's links, their codes and its vector lie on one page if
-    /// that is large enough; else the vector lies on pages of its own.
+    /// An empty index in a store that has no pages yet. Where codes are fused, a node's links, their codes and its vector
+    /// lie on one page if that is large enough; else the vector lies on pages of its own.
     ///
     /// # Errors
     /// As [`DiskAnnBuilder::build`], [`Error::Parameter`] if the store's pages are too small for a node's links and
-    /// their codes, and those of the store.
+    /// their codes, or for a code, and those of the store.
     pub fn build_in<S: PageStore>(self, store: S) -> Result<DiskAnn<S>> {
         let space = self.space()?;
-        let bits = self.bits(store.page_size());
+        let (placement, bits) = self.layout(store.page_size())?;
         let (list, room) = (self.list(bits), store.page_size() - HEADER);
-        if list > room {
-            let enough = (list + HEADER).next_power_of_two();
-            let allowed = match enough <= MAX_PAGE_SIZE {
-                true => format!("at least {enough}, for links and codes of {list} bytes"),
-                false => format!("none: links and codes take {list} bytes; fewer bits take less"),
-            };
-            return Err(Error::parameter("page size", store.page_size(), allowed));
+        if placement == Placement::Compact {
+            let rows = Rows::create(store, Kind::DiskAnn, space, |meta| {
+                by_node(meta, bits, self.keeps_vectors);
+                for array in [LINKS, UPPER] {
+                    meta.arrays[array].stride = (4 * self.degree as u32).into();
+                }
+                self.measures(meta);
+            })?;
+            return DiskAnn::from_rows(rows);
         }
         let whole = (list + space.stride()).next_multiple_of(32);
         let (links, codes) = (4 * self.degree, self.codes(bits));
@@ -138,24 +196,74 @@ impl DiskAnnBuilder {
             for (array, part) in parts(links, codes, joined) {
                 meta.arrays[array] = part;
             }
-            meta.m = (self.degree as u32).into();
-            meta.ef_construction = (self.build_list_size.max(self.degree) as u32).into();
-            meta.seed = self.seed.into();
-            meta.alpha = self.alpha.to_bits().into();
+            self.measures(meta);
             meta.code_bits = bits;
         })?;
         DiskAnn::from_rows(rows)
     }
 
-    /// Bits a coordinate, on pages of this size.
-    fn bits(&self, page_size: usize) -> u8 {
-        let fits = |&bits: &u8| self.list(bits) <= page_size - HEADER;
-        let suits = match self.dim {
-            ..=64 => [4, 2, 1],
-            65..=160 => [2, 1, 1],
-            _ => [1; 3],
+    fn measures(&self, meta: &mut Meta) {
+        meta.m = (self.degree as u32).into();
+        meta.ef_construction = (self.build_list_size.max(self.degree) as u32).into();
+        meta.seed = self.seed.into();
+        meta.alpha = self.alpha.to_bits().into();
+    }
+
+    /// Where codes are and their bits a coordinate, on pages of this size.
+    fn layout(&self, page_size: usize) -> Result<(Placement, u8)> {
+        let room = page_size - HEADER;
+        let fused_fits = |&bits: &u8| self.list(bits) <= room;
+        let compact_fits = |&bits: &u8| Coder::stride_of(self.dim, bits) <= room;
+        let placement = self.placement.unwrap_or_else(|| match self.code_bits {
+            _ if !self.keeps_vectors => Placement::Compact,
+            Some(0) => Placement::Fused,
+            Some(8) => Placement::Compact,
+            bits if fused_fits(&bits.unwrap_or(1)) => Placement::Fused,
+            _ => Placement::Compact,
+        });
+        let suits: &[u8] = match (placement, self.dim) {
+            (Placement::Fused, ..=64) => &[4, 2, 1],
+            (Placement::Fused, 65..=160) => &[2, 1],
+            (Placement::Fused, _) => &[1],
+            (Placement::Compact, ..=64) => &[8, 4, 2, 1],
+            (Placement::Compact, _) => &[4, 2, 1],
         };
-        self.code_bits.unwrap_or_else(|| suits.into_iter().find(fits).unwrap_or(0))
+        let (bits, bytes) = match placement {
+            Placement::Fused => {
+                let best = suits.iter().copied().find(fused_fits).unwrap_or(1);
+                let bits = self.code_bits.unwrap_or(best);
+                (bits, self.list(bits))
+            }
+            Placement::Compact => {
+                let best = suits.iter().copied().find(compact_fits).unwrap_or(1);
+                let bits = self.code_bits.unwrap_or(best);
+                check_compact(bits)?;
+                (bits, Coder::stride_of(self.dim, bits).max(4 * self.degree))
+            }
+        };
+        if placement == Placement::Fused && !self.keeps_vectors {
+            let allowed = "compact where vectors are not kept: estimates of fused codes start from \
+                           the exact distance to a node's own vector";
+            return Err(Error::parameter("placement", placement, allowed));
+        }
+        if placement == Placement::Fused && bits == 8 {
+            let allowed = "0, 1, 2 or 4 for fused codes: what looks them up is off by more than the fifth bit; compact \
+                           ones may have 8";
+            return Err(Error::parameter("code_bits", bits, allowed));
+        }
+        if bytes > room {
+            let what = match placement {
+                Placement::Fused => "links and codes",
+                Placement::Compact => "a code or a list",
+            };
+            let enough = (bytes + HEADER).next_power_of_two();
+            let allowed = match enough <= MAX_PAGE_SIZE {
+                true => format!("at least {enough}, for {what} of {bytes} bytes"),
+                false => format!("none: {what} take {bytes} bytes; fewer bits take less"),
+            };
+            return Err(Error::parameter("page size", page_size, allowed));
+        }
+        Ok((placement, bits))
     }
 
     /// Bytes of a node's links and their codes.
@@ -194,13 +302,6 @@ impl DiskAnnBuilder {
             return Err(Error::parameter("code_bits", bits, "0, 1, 2, 4 or 8"));
         }
         let stored = self.vectors.unwrap_or(self.dtype);
-        if stored != self.dtype && (self.dtype, stored) != (DType::F32, DType::F16) {
-            let allowed = match self.dtype {
-                DType::F32 => "f32 or f16, for elements of type f32".into(),
-                dtype => format!("{dtype}, for elements of that type"),
-            };
-            return Err(Error::parameter("vectors", stored, allowed));
-        }
-        Space::storing(self.dim, self.dtype, stored, self.metric, self.isa)
+        Space::narrowed(self.dim, self.dtype, stored, self.metric, self.isa)
     }
 }

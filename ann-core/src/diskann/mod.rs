@@ -3,6 +3,9 @@
 //! A node's record holds its vector, its links, and beside each link a code of the neighbour (RaBitQ, relative to
 //! the node itself). One read of a record scores all neighbours, 32 at a time, and gives the node's exact distance:
 //! neighbours are not read before their turn comes (SymphonyQG, arXiv 2411.12229; DiskANN, NeurIPS 2019).
+//!
+//! Or codes are by node, in an array of their own (see `graph/compact.rs`): the index is smaller, and need not keep the
+//! vectors.
 
 mod builder;
 
@@ -14,7 +17,7 @@ use crate::rows::{
     ArrayMeta, CODES, Kind, LINKS, Meta, UPPER, UPPER_CODES, UPPER_WHOLE, VECTORS, WHOLE,
 };
 
-pub use builder::DiskAnnBuilder;
+pub use builder::{DiskAnnBuilder, Placement};
 
 /// A graph whose records carry the codes of their neighbours.
 ///
@@ -49,6 +52,16 @@ impl Shaped for Vamana {
         let pool = meta.ef_construction.get() as usize;
         if pool == 0 {
             return Err(Error::corrupt(0, "build_list_size = 0"));
+        }
+        if meta.by_node == 1 {
+            let lists = [LINKS, UPPER].iter().all(|&array| {
+                let list = &meta.arrays[array];
+                list.record() == 4 * degree && list.host(array) == array
+            });
+            return match lists {
+                true => Ok(Shape { widths: [degree, 0], pool, fused: None }),
+                false => Err(Error::corrupt(0, "link lists are not of their degree")),
+            };
         }
         let fused = match meta.code_bits {
             0 => None,
@@ -121,13 +134,21 @@ impl<S: PageStore> DiskAnn<S> {
         self.rows.meta.alpha()
     }
 
-    /// What vectors are stored as.
-    pub fn vectors(&self) -> DType {
-        self.rows.space.stored
+    /// What vectors are stored as; `None` if only their codes are.
+    pub fn vectors(&self) -> Option<DType> {
+        self.rows.has_vectors().then_some(self.rows.space.stored)
     }
 
-    /// Bits a coordinate of the codes beside links; 0 if there are none.
+    /// Bits a coordinate of the codes; 0 if there are none.
     pub fn code_bits(&self) -> u8 {
         self.rows.meta.code_bits
+    }
+
+    /// Where codes are; without codes, where vectors are.
+    pub fn placement(&self) -> Placement {
+        match self.rows.meta.by_node {
+            1 => Placement::Compact,
+            _ => Placement::Fused,
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::graph::links::{self, TREE};
 use crate::graph::prune::Pruner;
+use crate::graph::search::Scratch;
 use crate::graph::tree;
 use crate::page::PageStore;
 use crate::rows::{CODES, Change, LINKS, NODES, NONE, Node, State, slice};
@@ -38,10 +39,24 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         };
         let (mut old, mut new) = (Vec::new(), Vec::new());
         self.rows.row(id, &mut old)?;
-        self.rows.space.encode(&slice(vectors.row(row as usize)), &mut new);
+        self.rows.encode(&slice(vectors.row(row as usize)), &mut new)?;
         let node = self.rows.node(id)?;
         let owner = if node.is(State::Twin) { node.owner.get() } else { id };
         Ok((old == new).then_some(owner))
+    }
+
+    /// Prepares a staged row as the scratch's probe. What is kept of it, if not a vector, would know less of it.
+    pub(super) fn ask_row<T: Element>(
+        &self,
+        vectors: &ArrayView2<'_, T>,
+        staged: &Staged,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Scratch { row, probe, .. } = scratch;
+        match self.rows.has_vectors() {
+            true => self.rows.row_probe(staged.id, row, probe),
+            false => self.rows.query(&slice(vectors.row(staged.row as usize)), 0, row, probe),
+        }
     }
 
     /// Writes the links of a node that is about to be born, at all its levels. `codes` are those of the bottom level,

@@ -28,12 +28,15 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Whether the graph has outgrown its sample.
     pub(super) fn entries_are_due(&self) -> bool {
         let lists = self.rows.meta.upper.get() as usize;
+        if self.has_sample() {
+            return self.wanted_sample() > 2 * lists;
+        }
         self.shape.fused.is_some() && self.wanted_entries() > 2 * lists
     }
 
     /// Takes the sample out of use: searches start from the entry point.
     pub(super) fn drop_entries(&mut self) -> Result<()> {
-        if self.shape.fused.is_some() && self.rows.meta.upper.get() > 0 {
+        if (self.shape.fused.is_some() || self.has_sample()) && self.rows.meta.upper.get() > 0 {
             let mut meta = self.rows.meta;
             meta.upper = 0.into();
             self.rows.commit_meta(Change::default(), meta)?;
@@ -44,6 +47,9 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Chooses a sample and its middle.
     pub(super) fn choose_entries(&mut self) -> Result<()> {
         self.drop_entries()?;
+        if self.has_sample() {
+            return self.choose_sample();
+        }
         let Some(fused) = self.shape.fused.as_ref() else { return Ok(()) };
         let (width, count) = (self.width(0), self.wanted_entries() * self.width(0));
         // Slots near one another hold near vectors: evenly spaced ones are spread evenly.

@@ -10,7 +10,9 @@ use rayon::prelude::*;
 use crate::element::{DType, Element};
 use crate::error::{Error, Result};
 use crate::index::check_radius;
-use crate::index::{AddOptions, Cost, Cursor, CursorState, Filter, Hit, Index, Search, Stats};
+use crate::index::{
+    AddOptions, Cost, Cursor, CursorState, Exact, Filter, Hit, Index, Search, Stats,
+};
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, PageStore};
@@ -18,6 +20,7 @@ use crate::rows::{Kind, Matcher, Meta, Plan, Rows, State, check_rows, nearest};
 use crate::seed::mix;
 use crate::threads;
 
+use super::compact::Estimated;
 use super::fused::Fused;
 use super::insert::Insertion;
 use super::search::Scratch;
@@ -172,15 +175,71 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         plan: &Plan<'_>,
     ) -> Result<(Vec<Hit>, Cost)> {
         let scratch = &mut *self.scratch();
-        self.rows.space.query(query, row, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.query(query, row, &mut scratch.row, &mut scratch.probe)?;
         if let Some(ids) = &plan.exact {
             let cost = Cost { hops: 0, distances: ids.len() as u64 };
+            if let Some(exact) = options.rerank {
+                let limits = (options.k, f32::INFINITY);
+                return Ok((self.scan_by(scratch, ids, limits, exact)?, cost));
+            }
             return Ok((self.scan(scratch, ids, options.k, f32::INFINITY)?, cost));
         }
         let (sizes, radius) = ((options.pool_size(), options.k), f32::NEG_INFINITY);
         scratch.beam = options.beam;
         let cost = self.search_pool(scratch, &plan.matcher, sizes, radius, false)?;
-        Ok((self.hits(self.found(scratch).admitted(), &plan.matcher, options.k)?, cost))
+        let limits = (options.k, f32::INFINITY);
+        Ok((self.results(scratch, &plan.matcher, limits, options)?, cost))
+    }
+
+    /// The hits of a search that is done: `k` at most, within a radius.
+    fn results(
+        &self,
+        scratch: &Scratch,
+        matcher: &Matcher<'_>,
+        (k, radius): (usize, f32),
+        options: &Search<'_>,
+    ) -> Result<Vec<Hit>> {
+        let found = self.found(scratch).admitted();
+        let Some(exact) = options.rerank else {
+            let within = found.take_while(|&(distance, _)| distance <= radius);
+            return self.hits(within, matcher, k);
+        };
+        let mut candidates: Vec<Estimated> = Vec::new();
+        for (estimate, id) in found {
+            self.rows.each_visible(id, |id, key| {
+                if matcher.accepts(id, key) {
+                    candidates.push((estimate, id, key));
+                }
+                true
+            })?;
+        }
+        self.rerank_by(scratch, candidates.into_iter(), (k, radius), exact)
+    }
+
+    /// [`Graph::scan`] by the caller's own distances.
+    fn scan_by(
+        &self,
+        scratch: &Scratch,
+        ids: &[u32],
+        limits: (usize, f32),
+        exact: Exact<'_>,
+    ) -> Result<Vec<Hit>> {
+        let all = ids.iter().copied();
+        let found = nearest(&self.rows, &scratch.probe, all, usize::MAX, f32::INFINITY)?;
+        let with_key = |&(estimate, id): &(f32, u32)| {
+            self.rows.node(id).map(|node| (estimate, id, node.key.get()))
+        };
+        let candidates: Result<Vec<Estimated>> = found.iter().map(with_key).collect();
+        self.rerank_by(scratch, candidates?.into_iter(), limits, exact)
+    }
+
+    /// Checks options at the door.
+    fn check(&self, options: &Search<'_>) -> Result<()> {
+        options.check()?;
+        match options.rerank.is_some() && self.rows.has_vectors() {
+            true => Err(Error::parameter("rerank", "given", "none: the index keeps its vectors")),
+            false => Ok(()),
+        }
     }
 
     /// The nearest of a list of slots, each on its own account (twins are slots like others here).
@@ -276,7 +335,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         query: &[T],
         options: &Search<'_>,
     ) -> Result<(Vec<Hit>, Cost)> {
-        options.check()?;
+        self.check(options)?;
         let plan = self.rows.plan(options.filter, options.pool_size())?;
         self.search_planned(query, 0, options, &plan)
     }
@@ -287,7 +346,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         options: &Search<'_>,
         threads: usize,
     ) -> Result<Vec<Vec<Hit>>> {
-        options.check()?;
+        self.check(options)?;
         let plan = self.rows.plan(options.filter, options.pool_size())?;
         if threads == 1 {
             self.rows.space.check_shape::<T>(queries.ncols())?;
@@ -312,25 +371,30 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         radius: f32,
         options: &Search<'_>,
     ) -> Result<Vec<Hit>> {
-        options.check()?;
+        self.check(options)?;
         check_radius(radius)?;
         let plan = self.rows.plan(options.filter, options.pool_size())?;
         let scratch = &mut *self.scratch();
-        self.rows.space.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         if let Some(ids) = &plan.exact {
+            if let Some(exact) = options.rerank {
+                return self.scan_by(scratch, ids, (usize::MAX, radius), exact);
+            }
             return self.scan(scratch, ids, usize::MAX, radius);
+        }
+        if self.rows.has_vectors() || options.rerank.is_some() {
+            scratch.probe.asked.set_radius(radius);
         }
         let sizes = (options.pool_size(), options.pool_size());
         scratch.beam = options.beam;
         self.search_pool(scratch, &plan.matcher, sizes, radius, false)?;
-        let within = self.found(scratch).admitted().take_while(|&(distance, _)| distance <= radius);
-        self.hits(within, &plan.matcher, usize::MAX)
+        self.results(scratch, &plan.matcher, (usize::MAX, radius), options)
     }
 
     fn cursor<T: Element>(&self, query: &[T], ef: usize) -> Result<Cursor> {
         Search::new(1).ef(ef).check()?;
         let mut scratch = Box::<Scratch>::default();
-        self.rows.space.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         scratch.pool.reset(ef, f32::NEG_INFINITY, true);
         Ok(Cursor::new(self.rows.mark(), CursorState::Graph(scratch, false)))
     }
@@ -356,7 +420,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
                 }
                 self.go_on(scratch, &mut |id| self.rows.admits(id, &matcher))?;
             }
-            let found: Vec<(f32, u32)> = match scratch.estimated {
+            let found: Vec<(f32, u32)> = match self.ranks_twice() {
                 false => scratch.pool.admitted().collect(),
                 true => {
                     // Estimates are off: what they put into the next pool may be nearer than the farther half of this.

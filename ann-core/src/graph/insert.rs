@@ -26,15 +26,18 @@ use crate::graph::prune::{Candidate, Pruner};
 use crate::metric::Metric;
 use crate::page::PageStore;
 use crate::rows::{
-    LINKS, Mark, NODES, NONE, Node, State, UPPER, VECTORS, check_rows, find_repeats, slice,
+    LINKS, Mark, NODES, NONE, Node, Space, State, UPPER, VECTORS, Workshop, check_rows,
+    find_repeats, slice,
 };
 use crate::seed::mix;
 use crate::threads;
 
 use super::apply::apply_merge;
+use super::compact::Coding;
 use super::fused::Encoder;
 use super::load::{LOAD_ROWS, Lists, Load};
 use super::plan::{Merge, Planned, Route, plan_merges, plan_node, plan_routes};
+use super::search::Scratch;
 use super::{Graph, Topology};
 
 /// A batch is at most this part of the graph.
@@ -82,6 +85,8 @@ pub struct Insertion<'a, T> {
     later: Vec<u32>,
     /// Rows of the load that have been planned; they count nine tenths of the work.
     loaded: usize,
+    /// Codes on their way into use, which come after a batch.
+    coding: Option<Coding>,
     mark: Mark,
 }
 
@@ -177,6 +182,7 @@ impl<'a, T: Element> Insertion<'a, T> {
             lists: None,
             later,
             loaded: 0,
+            coding: None,
             mark: index.rows.mark(),
         })
     }
@@ -201,14 +207,14 @@ impl<'a, T: Element> Insertion<'a, T> {
         self.done + ahead.saturating_sub(self.done) / 10 * 9
     }
 
-    /// Whether a batch is written in part.
+    /// Whether a batch, or the codes of all, are written in part.
     pub(super) fn is_applying(&self) -> bool {
-        self.born > 0
+        self.born > 0 || self.coding.is_some()
     }
 
     /// Whether all rows are.
     pub fn is_done(&self) -> bool {
-        self.done == self.keys.len() && self.batch.is_empty()
+        self.done == self.keys.len() && self.batch.is_empty() && self.coding.is_none()
     }
 
     /// Whether the next step is [`Insertion::write_step`]; else it is [`Insertion::plan_step`].
@@ -227,7 +233,8 @@ impl<'a, T: Element> Insertion<'a, T> {
     /// rows done so far.
     pub fn plan_step<S: PageStore, K: Topology>(&mut self, index: &Graph<S, K>) -> Result<()> {
         index.rows.check_mark(&self.mark)?;
-        let Insertion { pool, batch, routes, planned, ranks, load, .. } = self;
+        let Insertion { pool, vectors, batch, routes, planned, ranks, load, .. } = self;
+        let ask = &|staged: &Staged, scratch: &mut Scratch| index.ask_row(vectors, staged, scratch);
         if let Some(load) = load {
             if batch.is_empty() {
                 if let Some(order) = load.arrange(pool) {
@@ -242,7 +249,7 @@ impl<'a, T: Element> Insertion<'a, T> {
             return Ok(());
         }
         if planned.is_empty() {
-            *routes = pool.install(|| plan_routes(index, batch))?;
+            *routes = pool.install(|| plan_routes(index, batch, ask))?;
             ranks.clear();
             ranks.resize(batch.len(), 0);
             (0..).zip(routes.iter()).for_each(|(rank, route)| ranks[route.at as usize] = rank);
@@ -259,7 +266,7 @@ impl<'a, T: Element> Insertion<'a, T> {
                 .map_init(
                     || (index.scratch(), Pruner::default()),
                     |(scratch, pruner), route| {
-                        plan_node(index, &batch[route.at as usize], route, scratch, pruner)
+                        plan_node(index, &batch[route.at as usize], route, scratch, pruner, ask)
                     },
                 )
                 .collect()
@@ -281,6 +288,13 @@ impl<'a, T: Element> Insertion<'a, T> {
     }
 
     fn write<S: PageStore, K: Topology>(&mut self, index: &mut Graph<S, K>) -> Result<()> {
+        if let Some(coding) = &mut self.coding {
+            if self.pool.install(|| index.code_some(coding))? {
+                self.coding = None;
+                index.choose_entries()?;
+            }
+            return Ok(());
+        }
         if self.batch.is_empty() {
             if self.next < self.order.len() {
                 return self.begin_batch(index);
@@ -323,7 +337,9 @@ impl<'a, T: Element> Insertion<'a, T> {
             self.planned.clear();
             (self.merges, self.lists) = (None, None);
             (self.staged, self.born, self.merged) = (0, 0, 0);
-            if index.entries_are_due() {
+            if index.codes_are_due() {
+                self.coding = Some(index.begin_coding()?);
+            } else if index.entries_are_due() {
                 index.choose_entries()?;
             }
         }
@@ -371,6 +387,16 @@ impl<'a, T: Element> Insertion<'a, T> {
         let present = rows.len() + rows.meta.tombstones.get() as usize;
         let usual = (present / BATCH_SHARE).clamp(1, MAX_BATCH);
         let left = self.order.len() - self.next;
+        if self.next == 0 && !index.rows.has_vectors() {
+            let (vectors, order) = (&self.vectors, &self.order);
+            let space = &index.rows.space;
+            let space = Space::new(space.dim, space.dtype, space.metric, Some(space.isa()))?;
+            index.choose_centre(order.len(), |at, row| {
+                row.clear();
+                space.encode(&slice(vectors.row(order[at] as usize)), row);
+            })?;
+        }
+        let rows = &mut index.rows;
         let size = if self.load.is_some() { left } else { left.min(usual) };
         if self.next == 0 {
             // All at once, so that each array is one run of pages.
@@ -406,13 +432,13 @@ impl<'a, T: Element> Insertion<'a, T> {
     }
 
     fn stage<S: PageStore, K: Topology>(&mut self, index: &mut Graph<S, K>) -> Result<()> {
-        let mut row = Vec::new();
+        let (mut row, mut shop) = (Vec::new(), Workshop::default());
         let mut bytes = 0;
         while self.staged < self.batch.len() && bytes < STAGE_BYTES {
             let staged = &self.batch[self.staged];
-            row.clear();
-            index.rows.space.encode(&slice(self.vectors.row(staged.row as usize)), &mut row);
+            index.rows.encode(&slice(self.vectors.row(staged.row as usize)), &mut row)?;
             index.rows.put_row(staged.id, &row)?;
+            index.put_code(staged.id, &row, &mut shop)?;
             bytes += row.len();
             self.staged += 1;
         }
@@ -478,8 +504,7 @@ impl<'a, T: Element> Insertion<'a, T> {
             for array in [VECTORS, LINKS, NODES] {
                 rows.reserve(array, u64::from(id) + 1)?;
             }
-            row.clear();
-            rows.space.encode(&slice(self.vectors.row(repeat as usize)), &mut row);
+            rows.encode(&slice(self.vectors.row(repeat as usize)), &mut row)?;
             rows.put_row(id, &row)?;
             index.bear_twin(owner, id, Node::new(key, State::Twin, level, upper), old)?;
             self.done += 1;

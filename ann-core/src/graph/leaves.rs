@@ -10,8 +10,10 @@ use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
 use crate::element::Element;
+use crate::error::Result;
 use crate::metric::Metric;
-use crate::rows::slice;
+use crate::page::{MemStore, PageStore};
+use crate::rows::{Array, Kind, Rows, Space, slice};
 use crate::seed::mix;
 
 /// Members of a leaf, at most.
@@ -109,6 +111,27 @@ impl<'a, T: Element> Points<'a, T> {
             aside[at - 1]
         })
         .collect()
+    }
+
+    /// A table of these vectors at the slots given for their rows, with what `rows` says of its own.
+    pub(crate) fn rows<S: PageStore>(
+        &self,
+        rows: &Rows<S>,
+        slots: impl Iterator<Item = (u32, u32)>,
+    ) -> Result<Rows<MemStore>> {
+        let space = &rows.space;
+        let isa = Some(space.isa());
+        let space = Space::new(space.dim, space.dtype, space.metric, isa)?;
+        let store = MemStore::new(Array::page_size(space.stride()))?;
+        let mut exact =
+            Rows::create(store, Kind::Flat, space, |meta| meta.alpha = rows.meta.alpha)?;
+        let mut bytes = Vec::new();
+        for (row, slot) in slots {
+            bytes.clear();
+            exact.space.encode(&slice(self.vectors.row(row as usize)), &mut bytes);
+            exact.put_row(slot, &bytes)?;
+        }
+        Ok(exact)
     }
 
     fn fill(&self, row: usize, out: &mut [f32]) {

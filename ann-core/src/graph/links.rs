@@ -68,11 +68,23 @@ pub(crate) fn encode(links: &[u32], width: usize) -> Vec<u8> {
 #[inline]
 pub(crate) fn expand<S: PageStore>(
     rows: &Rows<S>,
-    (array, record): (usize, u32),
+    list: (usize, u32),
     visited: &mut Visited,
     batch: &mut Batch,
     probe: &Probe,
     bound: f32,
+) -> Result<()> {
+    meet(rows, list, visited, batch)?;
+    batch.score_below(rows, probe, bound)
+}
+
+/// Replaces the batch's ids with the neighbours of a node that the search has not met, which from now on it has.
+#[inline]
+pub(crate) fn meet<S: PageStore>(
+    rows: &Rows<S>,
+    (array, record): (usize, u32),
+    visited: &mut Visited,
+    batch: &mut Batch,
 ) -> Result<()> {
     let width = rows.array(array)?.size() / 4;
     batch.ids.resize(width, 0);
@@ -86,5 +98,5 @@ pub(crate) fn expand<S: PageStore>(
         Ok::<usize, Error>(count)
     })??;
     batch.ids.truncate(count);
-    batch.score_below(rows, probe, bound)
+    Ok(())
 }

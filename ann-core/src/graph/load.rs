@@ -15,8 +15,8 @@ use crate::graph::bulk::{Level, places};
 use crate::graph::leaves::{Cut, Points};
 use crate::graph::links::{TREE, target};
 use crate::graph::tree;
-use crate::page::PageStore;
-use crate::rows::NONE;
+use crate::page::{MemStore, PageStore};
+use crate::rows::{NONE, Rows};
 use crate::seed::mix;
 
 use super::insert::Staged;
@@ -34,13 +34,23 @@ pub(super) struct Load<'a, T> {
     lists: Lists,
     /// Levels that have been linked.
     done: u8,
+    /// The vectors by slot, where the index keeps codes only: links chosen by those would be worse.
+    exact: Option<Rows<MemStore>>,
 }
 
 impl<'a, T: Element> Load<'a, T> {
     /// Begins with these rows; runs on the current thread pool.
     pub(super) fn new(points: Points<'a, T>, rows: &[u32], seed: u64) -> Load<'a, T> {
         let cut = Cut::new(&points, rows, mix(seed));
-        Load { points, seed, cut: Some(cut), level: None, lists: Lists::default(), done: 0 }
+        Load {
+            points,
+            seed,
+            cut: Some(cut),
+            level: None,
+            lists: Lists::default(),
+            done: 0,
+            exact: None,
+        }
     }
 
     /// The share of the planning that is done.
@@ -75,7 +85,7 @@ impl<'a, T: Element> Load<'a, T> {
     ) -> Result<Option<Lists>> {
         let level = match &mut self.level {
             Some(level) => level,
-            None => match self.begin(index, batch, pool) {
+            None => match self.begin(index, batch, pool)? {
                 Some(level) => self.level.insert(level),
                 None => {
                     let mut lists = std::mem::take(&mut self.lists);
@@ -84,7 +94,11 @@ impl<'a, T: Element> Load<'a, T> {
                 }
             },
         };
-        if !pool.install(|| level.step(&index.rows, &self.points))?
+        let step = || match &self.exact {
+            Some(exact) => level.step(exact, &self.points),
+            None => level.step(&index.rows, &self.points),
+        };
+        if !pool.install(step)?
             && let Some(level) = self.level.take()
         {
             self.lists.put(level, self.done, batch);
@@ -99,7 +113,7 @@ impl<'a, T: Element> Load<'a, T> {
         index: &Graph<S, K>,
         batch: &[Staged],
         pool: &ThreadPool,
-    ) -> Option<Level> {
+    ) -> Result<Option<Level>> {
         let cut = self.cut.take().or_else(|| {
             let members = batch.iter().filter(|staged| staged.level >= self.done);
             let members: Vec<u32> = members.map(|staged| staged.row).collect();
@@ -109,14 +123,19 @@ impl<'a, T: Element> Load<'a, T> {
             let mut cut = Cut::new(&self.points, &members, mix(self.seed + u64::from(self.done)));
             pool.install(|| while cut.step(&self.points) {});
             Some(cut)
-        })?;
+        });
+        let Some(cut) = cut else { return Ok(None) };
+        if !index.rows.has_vectors() && self.exact.is_none() {
+            self.exact =
+                Some(self.points.rows(&index.rows, batch.iter().map(|at| (at.row, at.id)))?);
+        }
         let end = batch.iter().map(|staged| staged.row as usize + 1).max().unwrap_or(0);
         let mut slots = vec![NONE; end];
         batch.iter().for_each(|staged| slots[staged.row as usize] = staged.id);
         let width = index.width(self.done);
         // Estimates lose their way where exact distances do not: better links pay for themselves.
-        let share = if index.shape.fused.is_some() { 3 } else { 4 };
-        Some(Level::new(cut, &slots, width, (index.shape.pool / share).max(width)))
+        let share = if index.rows.meta.code_bits > 0 { 3 } else { 4 };
+        Ok(Some(Level::new(cut, &slots, width, (index.shape.pool / share).max(width))))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::graph::search::Scratch;
 use crate::graph::tree;
 use crate::index::Cost;
 use crate::page::PageStore;
-use crate::rows::{LINKS, Matcher, NONE, Rows, VECTORS};
+use crate::rows::{LINKS, Matcher, NONE, Rows};
 
 use super::insert::Staged;
 use super::query::{descend, entry, place, search_level};
@@ -55,10 +55,11 @@ pub(super) struct Merge {
     pub list: Vec<u32>,
 }
 
-/// The routes to the rows of a batch, sorted.
+/// The routes to the rows of a batch, sorted; `ask` as for [`plan_node`].
 pub(super) fn plan_routes<S: PageStore, K: Topology>(
     index: &Graph<S, K>,
     batch: &[Staged],
+    ask: &(impl Fn(&Staged, &mut Scratch) -> Result<()> + Sync),
 ) -> Result<Vec<Route>> {
     let rows = &index.rows;
     let entry = entry(rows)?;
@@ -69,8 +70,7 @@ pub(super) fn plan_routes<S: PageStore, K: Topology>(
             |scratch, at| {
                 let mut nodes = [NONE; 4];
                 let Some((mut id, top)) = entry else { return Ok(Route { nodes, at }) };
-                let Scratch { probe, row, .. } = &mut **scratch;
-                rows.row_probe(batch[at as usize].id, row, probe)?;
+                ask(&batch[at as usize], scratch)?;
                 for level in (1..=top).rev() {
                     id = descend(rows, scratch, (id, level), level, &mut Cost::default())?;
                     if let Some(node) = nodes.get_mut(4usize.wrapping_sub(level as usize)) {
@@ -86,16 +86,17 @@ pub(super) fn plan_routes<S: PageStore, K: Topology>(
     Ok(routes)
 }
 
-/// Finds the neighbours of a staged row at each of its levels.
+/// Finds the neighbours of a staged row at each of its levels. `ask` prepares it as the scratch's probe.
 pub(super) fn plan_node<S: PageStore, K: Topology>(
     index: &Graph<S, K>,
     staged: &Staged,
     route: &Route,
     scratch: &mut Scratch,
     pruner: &mut Pruner,
+    ask: &(impl Fn(&Staged, &mut Scratch) -> Result<()> + Sync),
 ) -> Result<Planned> {
     let rows = &index.rows;
-    rows.row_probe(staged.id, &mut scratch.row, &mut scratch.probe)?;
+    ask(staged, scratch)?;
     let Some((start, top)) = entry(rows)? else {
         return Ok(Planned::Node {
             lists: vec![Vec::new(); 1 + staged.level as usize],
@@ -147,7 +148,7 @@ fn equal_to<S: PageStore>(
     scratch: &Scratch,
     id: u32,
 ) -> Result<Option<u32>> {
-    let own = rows.space.score_one(&rows.store, rows.array(VECTORS)?, &scratch.probe, id)?;
+    let own = rows.score_one(&scratch.probe, id)?;
     // Equal vectors are equally far from anything, to the last bit; others rarely are.
     let (mut vector, mut other) = (Vec::new(), Vec::new());
     for candidate in candidates.iter().filter(|candidate| candidate.distance == own).take(64) {
@@ -155,7 +156,7 @@ fn equal_to<S: PageStore>(
             rows.row(id, &mut vector)?;
         }
         rows.row(candidate.id, &mut other)?;
-        let bytes = rows.space.vector_bytes();
+        let bytes = rows.telling_bytes();
         if vector.get(..bytes) == other.get(..bytes) {
             return Ok(Some(candidate.id));
         }
@@ -168,7 +169,7 @@ fn distance_between<S: PageStore, K: Topology>(index: &Graph<S, K>, a: u32, b: u
     let rows = &index.rows;
     let mut scratch = Scratch::default();
     rows.row_probe(a, &mut scratch.row, &mut scratch.probe)?;
-    rows.space.score_one(&rows.store, rows.array(VECTORS)?, &scratch.probe, b)
+    rows.score_one(&scratch.probe, b)
 }
 
 /// A node's list with edges to `sources` (sorted) added, pruned if they are too many.

@@ -165,11 +165,17 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             fused.table(rows, &scratch.row, &mut scratch.table);
             self.enter_fused(scratch, id)?;
             cost.distances += 1;
+        } else if self.has_sample() && rows.meta.upper.get() > 0 {
+            self.enter_sample(scratch, id)?;
         } else if level > 0 {
             descend(rows, scratch, (id, level), 1, &mut cost)?;
         } else {
             scratch.batch.score_only(rows, &scratch.probe, id)?;
             cost.distances += 1;
+        }
+        if rows.goes_by_codes() {
+            // One pool holds estimates only.
+            scratch.batch.estimate(rows, &scratch.probe)?;
         }
         match &self.shape.fused {
             Some(_) => scratch.best.reset(rows.slots(), ef),
@@ -178,9 +184,14 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         Ok(cost)
     }
 
+    /// Whether a search has a pool of estimates and a second one of distances.
+    pub(super) fn ranks_twice(&self) -> bool {
+        self.shape.fused.is_some() || self.rows.goes_by_codes()
+    }
+
     /// Where a search has put what it found.
     pub(super) fn found<'a>(&self, scratch: &'a Scratch) -> &'a Pool {
-        if self.shape.fused.is_some() { &scratch.found } else { &scratch.pool }
+        if self.ranks_twice() { &scratch.found } else { &scratch.pool }
     }
 
     /// Continues a search of the bottom level with what is in the pool.
@@ -190,6 +201,11 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         admit: &mut impl FnMut(u32) -> Result<bool>,
     ) -> Result<()> {
         let rows = &self.rows;
+        if rows.goes_by_codes() {
+            self.best_first_by_codes(scratch, admit)?;
+            scratch.scored = self.rerank(scratch)?;
+            return Ok(());
+        }
         let Some(fused) = &self.shape.fused else {
             return best_first(rows, scratch, 0, admit);
         };

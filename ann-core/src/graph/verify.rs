@@ -65,8 +65,11 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
 
     /// The codes beside a list are those of its links, seen from its node; entry points are nodes of the graph.
     fn verify_codes(&self) -> Result<()> {
-        let Some(fused) = &self.shape.fused else { return Ok(()) };
         let rows = &self.rows;
+        if rows.meta.by_node == 1 {
+            return self.verify_by_node(|id| Ok(in_graph(&rows.node(id)?)));
+        }
+        let Some(fused) = &self.shape.fused else { return Ok(()) };
         let (mut list, mut encoder) = (Vec::new(), Encoder::default());
         let mut check = |codes: usize, record: u32, node: u32, list: &[u32]| {
             let right = fused.encode(rows, node, list, None, &mut encoder)?;

@@ -4,8 +4,8 @@ use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::kernel::Isa;
 use crate::metric::Metric;
-use crate::page::{MemStore, PageStore};
-use crate::rows::{Array, Kind, LINKS, Rows, Space, UPPER};
+use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
+use crate::rows::{Array, Coder, Kind, LINKS, Rows, Space, UPPER, by_node, check_compact};
 
 use super::Hnsw;
 
@@ -17,6 +17,9 @@ pub struct HnswBuilder {
     dtype: DType,
     m: usize,
     ef_construction: usize,
+    code_bits: u8,
+    vectors: Option<DType>,
+    keeps_vectors: bool,
     seed: u64,
     isa: Option<Isa>,
 }
@@ -29,6 +32,9 @@ impl HnswBuilder {
             dtype: DType::F32,
             m: 16,
             ef_construction: 200,
+            code_bits: 0,
+            vectors: None,
+            keeps_vectors: true,
             seed: 0,
             isa: None,
         }
@@ -60,6 +66,21 @@ impl HnswBuilder {
         self
     }
 
+    /// Bits a coordinate of codes by node: 1, 2, 4 or 8, which searches find their way by before they read the vectors of
+    /// what could be a result; 0, which it is unless it is set, for none.
+    pub fn code_bits(mut self, code_bits: u8) -> HnswBuilder {
+        self.code_bits = code_bits;
+        self
+    }
+
+    /// What vectors are stored as: `dtype`, which it is unless it is set, or `f16` where that is `f32`, or `None` for
+    /// codes alone. As [`crate::DiskAnnBuilder::vectors`].
+    pub fn vectors(mut self, vectors: impl Into<Option<DType>>) -> HnswBuilder {
+        self.vectors = vectors.into();
+        self.keeps_vectors = self.vectors.is_some();
+        self
+    }
+
     /// Seeds the order of insertion and the levels.
     pub fn seed(mut self, seed: u64) -> HnswBuilder {
         self.seed = seed;
@@ -77,17 +98,35 @@ impl HnswBuilder {
     /// # Errors
     /// [`Error::Parameter`], naming the parameter that is out of range.
     pub fn build(self) -> Result<Hnsw> {
-        let page_size = Array::page_size(self.space()?.stride());
+        let space = self.space()?;
+        let record = match self.keeps_vectors {
+            true => space.stride(),
+            false => Coder::stride_of(self.dim, self.code_bits),
+        };
+        let page_size = Array::page_size(record.min(MAX_PAGE_SIZE - HEADER));
         self.build_in(MemStore::new(page_size)?)
     }
 
     /// An empty index in a store that has no pages yet.
     ///
     /// # Errors
-    /// As [`HnswBuilder::build`], and those of the store.
+    /// As [`HnswBuilder::build`], [`Error::Parameter`] if the store's pages are too small for a code, and those of the
+    /// store.
     pub fn build_in<S: PageStore>(self, store: S) -> Result<Hnsw<S>> {
         let space = self.space()?;
+        if self.code_bits > 0 {
+            let (bytes, page_size) =
+                (Coder::stride_of(self.dim, self.code_bits), store.page_size());
+            if bytes > page_size - HEADER {
+                let enough = (bytes + HEADER).next_power_of_two();
+                let allowed = format!("at least {enough}, for a code of {bytes} bytes");
+                return Err(Error::parameter("page size", page_size, allowed));
+            }
+        }
         let rows = Rows::create(store, Kind::Hnsw, space, |meta| {
+            if self.code_bits > 0 {
+                by_node(meta, self.code_bits, self.keeps_vectors);
+            }
             meta.arrays[LINKS].stride = (8 * self.m as u32).into();
             meta.arrays[UPPER].stride = (4 * self.m as u32).into();
             meta.m = (self.m as u32).into();
@@ -105,6 +144,10 @@ impl HnswBuilder {
             let allowed = "from 1 to 100000";
             return Err(Error::parameter("ef_construction", self.ef_construction, allowed));
         }
-        Space::new(self.dim, self.dtype, self.metric, self.isa)
+        if self.code_bits > 0 || !self.keeps_vectors {
+            check_compact(self.code_bits)?;
+        }
+        let stored = self.vectors.unwrap_or(self.dtype);
+        Space::narrowed(self.dim, self.dtype, stored, self.metric, self.isa)
     }
 }

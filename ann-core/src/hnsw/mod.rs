@@ -5,6 +5,7 @@
 
 mod builder;
 
+use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Shape, Shaped, Topology};
 use crate::page::{MemStore, PageStore};
@@ -48,6 +49,9 @@ impl Shaped for Hierarchy {
         if pool == 0 {
             return Err(Error::corrupt(0, "ef_construction = 0"));
         }
+        if meta.code_bits != 0 && meta.by_node == 0 {
+            return Err(Error::corrupt(0, "codes beside the links of an HNSW index"));
+        }
         Ok(Shape { widths: [2 * m, m], pool, fused: None })
     }
 }
@@ -63,6 +67,16 @@ impl<S: PageStore> Hnsw<S> {
     /// Links that a node can have on each level but 0, which holds twice as many.
     pub fn m(&self) -> usize {
         self.rows.meta.m.get() as usize
+    }
+
+    /// Bits a coordinate of the codes by node; 0 if there are none.
+    pub fn code_bits(&self) -> u8 {
+        self.rows.meta.code_bits
+    }
+
+    /// What vectors are stored as; `None` if only their codes are.
+    pub fn vectors(&self) -> Option<DType> {
+        self.rows.has_vectors().then_some(self.rows.space.stored)
     }
 
     /// Size of the candidate pool while building.

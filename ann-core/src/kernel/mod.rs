@@ -12,6 +12,7 @@ use crate::element::{DType, MAX_DIM};
 pub mod fastscan;
 pub mod hadamard;
 mod lanes;
+pub mod packed;
 mod query;
 mod scalar;
 mod simsimd;

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::page::PageStore;
 
 use super::space::{Probe, Space};
-use super::{Rows, VECTORS};
+use super::{CODES, Rows};
 
 /// Slots that are scored in one kernel call.
 const BLOCK: usize = 64;
@@ -33,7 +33,14 @@ impl Batch {
         bound: f32,
     ) -> Result<()> {
         let Batch { ids, distances, offsets } = self;
-        rows.space.score(&rows.store, rows.array(VECTORS)?, probe, ids, bound, offsets, distances)
+        rows.score(probe, ids, bound, offsets, distances)
+    }
+
+    /// Estimates the distances to `self.ids` by their codes.
+    #[inline]
+    pub(crate) fn estimate<S: PageStore>(&mut self, rows: &Rows<S>, probe: &Probe) -> Result<()> {
+        let Batch { ids, distances, offsets } = self;
+        rows.estimates(CODES, &probe.asked, ids, offsets, distances)
     }
 
     /// Makes `id` all that the batch holds, and scores it.

@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::page::HEADER;
 
+use super::codes::CENTRE_FLOATS;
+
 /// The first bytes of a meta page's body.
 pub(crate) const MAGIC: [u8; 8] = *b"ANNINDEX";
 
@@ -16,6 +18,9 @@ pub(crate) const VERSION: u32 = 1;
 
 /// "No id": the end of a link list, of a chain, of the free list; an absent entry point.
 pub(crate) const NONE: u32 = u32::MAX;
+
+/// The element type of rows that are codes.
+pub(crate) const NO_VECTORS: u8 = 255;
 
 /// The largest alpha.
 pub(crate) const MAX_ALPHA: f32 = 10.0;
@@ -163,14 +168,18 @@ pub(crate) struct Meta {
     pub ef_construction: U32,
     /// Bits a coordinate of the codes beside links; 0 if there are none.
     pub code_bits: u8,
-    /// The element type that rows hold; 0 if that is `dtype`.
+    /// The element type that rows hold; 0 if that is `dtype`, [`NO_VECTORS`] if codes stand in for them.
     pub stored: u8,
-    reserved_c: [u8; 2],
+    /// 1 if codes are by node, 0 if they stand beside links.
+    pub by_node: u8,
+    reserved_c: u8,
     /// Records of the upper-level link array handed out so far.
     pub upper: U32,
     /// DiskANN's alpha, the bits of a float; 0 stands for 1.
     pub alpha: U32,
-    reserved_b: [u8; 28],
+    /// Pieces of the centre of the codes by node; 0 if none are in use, or without vectors if the centre is zero.
+    pub coded: U32,
+    reserved_b: [u8; 24],
     pub arrays: [ArrayMeta; ARRAYS],
 }
 
@@ -213,8 +222,17 @@ impl Meta {
             return bad(format!("unknown element type {}", meta.dtype));
         }
         let narrowed = (meta.dtype, meta.stored) == (DType::F32 as u8, DType::F16 as u8);
-        if meta.stored != 0 && !narrowed {
+        let is_coded = meta.by_node == 1 && matches!(meta.code_bits, 1 | 2 | 4 | 8);
+        let is_replaced = is_coded && !meta.has_vectors();
+        if meta.stored != 0 && !narrowed && !is_replaced {
             return bad(format!("element type {} stored as {}", meta.dtype, meta.stored));
+        }
+        if meta.by_node != 0 && !is_coded {
+            return bad(format!("codes of {} bits by node", meta.code_bits));
+        }
+        let pieces = if is_coded { meta.dim.get().div_ceil(CENTRE_FLOATS as u32) } else { 0 };
+        if meta.coded.get() != 0 && meta.coded.get() != pieces {
+            return bad(format!("a centre of {} pieces", meta.coded.get()));
         }
         if Metric::from_code(meta.metric).is_none() {
             return bad(format!("unknown metric {}", meta.metric));
@@ -259,9 +277,14 @@ impl Meta {
         DType::from_code(self.dtype).unwrap_or(DType::F32)
     }
 
-    /// The element type that rows hold.
+    /// The element type that vectors are stored as, where they are.
     pub(crate) fn stored(&self) -> DType {
         DType::from_code(self.stored).unwrap_or(self.dtype())
+    }
+
+    /// Whether vectors are stored; else codes stand in for them.
+    pub(crate) fn has_vectors(&self) -> bool {
+        self.stored != NO_VECTORS
     }
 
     /// How much nearer than a node the neighbour has to be that stands in for it.

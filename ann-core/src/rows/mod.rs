@@ -5,6 +5,7 @@
 
 mod array;
 mod change;
+mod codes;
 mod exact;
 mod filter;
 mod input;
@@ -19,6 +20,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 pub(crate) use array::Array;
 pub(crate) use change::Change;
+use codes::CENTRE_FLOATS;
+pub(crate) use codes::{Coder, Workshop, by_node, check_compact};
 pub(crate) use exact::{Batch, nearest};
 pub use filter::Filter;
 pub(crate) use filter::{Matcher, Plan};
@@ -29,6 +32,7 @@ pub(crate) use meta::{ArrayMeta, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NONE, Node,
 pub use report::{Layout, Stats};
 pub(crate) use space::{Probe, Space};
 
+use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernel::Isa;
 use crate::page::{PageId, PageStore};
@@ -41,12 +45,14 @@ pub(crate) const NODES: usize = 1;
 pub(crate) const LINKS: usize = 2;
 /// The array of link lists above it; without levels, of lists that lead from the entry point into the graph.
 pub(crate) const UPPER: usize = 3;
-/// The arrays of codes beside the links of these two.
+/// The arrays of codes beside the links of these two; the first may be of codes by node instead.
 pub(crate) const CODES: usize = 4;
 pub(crate) const UPPER_CODES: usize = 5;
 /// The arrays of the records that these two, their codes and the vectors are parts of.
 pub(crate) const WHOLE: usize = 6;
 pub(crate) const UPPER_WHOLE: usize = 7;
+/// The array of the pieces of what codes by node are relative to; such an index has no array of whole records.
+pub(crate) const CENTRE: usize = 7;
 
 /// Parts in which a record can be asked for.
 pub(crate) const PARTS: usize = 3;
@@ -63,6 +69,8 @@ pub(crate) struct Rows<S> {
     pub meta: Meta,
     pub space: Space,
     arrays: Vec<Option<Array>>,
+    /// Where codes are by node, what makes them.
+    coder: Option<Coder>,
     keys: OnceLock<Keys>,
     identity: Arc<()>,
 }
@@ -94,10 +102,17 @@ impl<S: PageStore> Rows<S> {
         meta.arrays[VECTORS].stride = (space.stride() as u32).into();
         meta.arrays[NODES].stride = (size_of::<Node>() as u32).into();
         setup(&mut meta);
+        let coder = coder_of(&meta);
+        if let Some(coder) = &coder {
+            let codes = if meta.has_vectors() { CODES } else { VECTORS };
+            meta.arrays[codes].stride = (coder.stride() as u32).into();
+            meta.arrays[CENTRE].stride = (4 * CENTRE_FLOATS as u32).into();
+        }
         store.grow(1)?;
         store.write(&[META], |pages| pages.put(0, 0, meta.as_bytes()))?;
         let arrays = arrays_of(&meta, page_size);
-        Ok(Rows { store, meta, space, arrays, keys: OnceLock::new(), identity: Arc::default() })
+        let (keys, identity) = (OnceLock::new(), Arc::default());
+        Ok(Rows { store, meta, space, arrays, coder, keys, identity })
     }
 
     /// Opens the index in a store: reads and checks the meta page, and nothing else.
@@ -109,7 +124,18 @@ impl<S: PageStore> Rows<S> {
         let (meta, extents) = Meta::parse(&store.read(META)?, page_size)?;
         let dim = meta.dim.get() as usize;
         let space = Space::storing(dim, meta.dtype(), meta.stored(), meta.metric(), isa)?;
-        for (array, size) in [(VECTORS, space.stride()), (NODES, size_of::<Node>())] {
+        let coder = coder_of(&meta);
+        let code = coder.as_ref().map_or(0, Coder::stride);
+        let (vector, beside) = match (&coder, meta.has_vectors()) {
+            (Some(_), true) => (space.stride(), Some(CODES)),
+            (Some(_), false) => (code, None),
+            (None, _) => (space.stride(), None),
+        };
+        let centre = coder.is_some().then_some((CENTRE, 4 * CENTRE_FLOATS));
+        let sizes = [(VECTORS, vector), (NODES, size_of::<Node>())];
+        for (array, size) in
+            sizes.into_iter().chain(beside.map(|array| (array, code))).chain(centre)
+        {
             let got = meta.arrays[array].record();
             if got != size {
                 let what = format!("records of array {array} have {got} bytes, not {size}");
@@ -144,7 +170,8 @@ impl<S: PageStore> Rows<S> {
             return Err(Error::corrupt(0, format!("page {} belongs to two extents", pair[1].0)));
         }
         let slots = u64::from(meta.slots.get());
-        for number in [VECTORS, NODES, LINKS] {
+        let coded = beside.filter(|_| meta.coded.get() > 0);
+        for number in [VECTORS, NODES, LINKS].into_iter().chain(coded) {
             if let Some(array) = &arrays[number]
                 && array.capacity() < slots
             {
@@ -157,7 +184,8 @@ impl<S: PageStore> Rows<S> {
         {
             return Err(Error::corrupt(0, "the upper links lie outside their array"));
         }
-        Ok(Rows { store, meta, space, arrays, keys: OnceLock::new(), identity: Arc::default() })
+        let (keys, identity) = (OnceLock::new(), Arc::default());
+        Ok(Rows { store, meta, space, arrays, coder, keys, identity })
     }
 
     /// What the index is now.
@@ -277,12 +305,76 @@ impl<S: PageStore> Rows<S> {
 
     /// Prepares a stored row for distances among rows. `copy` is scratch, used where the row is not in one piece.
     pub(crate) fn row_probe(&self, id: u32, copy: &mut Vec<u8>, probe: &mut Probe) -> Result<()> {
+        if !self.has_vectors() {
+            return self.record(VECTORS, id, |code| self.ask_code(code, &mut probe.asked))?;
+        }
         if self.array(VECTORS)?.span() == 1 {
             return self.record(VECTORS, id, |row| self.space.probe(row, probe));
         }
         self.row(id, copy)?;
         self.space.probe(copy, probe);
         Ok(())
+    }
+
+    /// Checks and prepares a query given by the caller; `row` is for messages, `bytes` gets the row that it would be.
+    pub(crate) fn query<T: Element>(
+        &self,
+        query: &[T],
+        row: usize,
+        bytes: &mut Vec<u8>,
+        probe: &mut Probe,
+    ) -> Result<()> {
+        self.space.query(query, row, bytes, probe)?;
+        match self.goes_by_codes() || !self.has_vectors() {
+            true => self.ask(bytes, &mut probe.asked),
+            false => Ok(()),
+        }
+    }
+
+    /// Replaces `out` with the row of a vector that passed the checks at the door: it, or the code that stands in for it.
+    pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        self.space.encode(vector, out);
+        if self.has_vectors() {
+            return Ok(());
+        }
+        let row = std::mem::take(out);
+        self.code(&row, &mut Workshop::default(), out)
+    }
+
+    /// Bytes of a row that are equal if vectors are, as far as the index can tell.
+    pub(crate) fn telling_bytes(&self) -> usize {
+        match &self.coder {
+            Some(coder) if !self.has_vectors() => coder.stride(),
+            _ => self.space.vector_bytes(),
+        }
+    }
+
+    /// Distances from the probe to rows, or estimates of them where codes stand in for these; `bound` as for
+    /// [`Space::distances`]. `offsets` is scratch; `out` is replaced.
+    #[inline]
+    pub(crate) fn score(
+        &self,
+        probe: &Probe,
+        ids: &[u32],
+        bound: f32,
+        offsets: &mut Vec<u64>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        if !self.has_vectors() {
+            return self.estimates(VECTORS, &probe.asked, ids, offsets, out);
+        }
+        self.space.score(&self.store, self.array(VECTORS)?, probe, ids, bound, offsets, out)
+    }
+
+    /// [`Rows::score`] of one row.
+    pub(crate) fn score_one(&self, probe: &Probe, id: u32) -> Result<f32> {
+        if !self.has_vectors() {
+            let (mut offsets, mut out) = (Vec::new(), Vec::new());
+            self.estimates(VECTORS, &probe.asked, &[id], &mut offsets, &mut out)?;
+            return Ok(out[0]);
+        }
+        self.space.score_one(&self.store, self.array(VECTORS)?, probe, id)
     }
 
     /// Makes room for `records` records in an array, pages appended at the store's end. The pages and the extent
@@ -515,12 +607,19 @@ fn check_arrays(meta: &Meta, page_size: usize) -> Result<()> {
         let hosted = host.is_some_and(|host| host.host.get() == 0 && host.stride == array.stride);
         let own = array.host.get() == 0;
         // Only whole vectors may span pages.
-        if !(fits || number == VECTORS && whole && own) || !within || !(own || hosted) {
+        let spans = number == VECTORS && meta.has_vectors() && whole && own;
+        if !(fits || spans) || !within || !(own || hosted) {
             let what = format!("array {number} has records of {} bytes at {skip}", array.record());
             return Err(Error::corrupt(0, format!("{what} in a stride of {stride}")));
         }
     }
     Ok(())
+}
+
+/// What makes the codes of an index that has them by node.
+fn coder_of(meta: &Meta) -> Option<Coder> {
+    let (dim, seed) = (meta.dim.get() as usize, meta.seed.get());
+    (meta.by_node == 1).then(|| Coder::new(dim, meta.metric(), meta.code_bits, seed))
 }
 
 fn arrays_of(meta: &Meta, page_size: usize) -> Vec<Option<Array>> {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::page::PageStore;
 
 use super::{
-    Array, CODES, Kind, LINKS, NODES, NONE, Rows, State, UPPER, UPPER_CODES, VECTORS, WHOLE,
+    Array, CENTRE, CODES, Kind, LINKS, NODES, NONE, Rows, State, UPPER, UPPER_CODES, VECTORS, WHOLE,
 };
 
 /// What an index is made of and how large it is.
@@ -28,17 +28,21 @@ pub struct Stats {
     pub links: [usize; 2],
     /// Levels above the bottom one.
     pub levels: usize,
-    /// What vectors are stored as.
-    pub vectors: DType,
-    /// Bits a coordinate of the codes beside links; 0 if there are none.
+    /// What vectors are stored as; `None` if they are not.
+    pub vectors: Option<DType>,
+    /// Bits a coordinate of the codes beside links or by node; 0 if there are none.
     pub code_bits: u8,
     /// What lies together.
     pub layout: Layout,
+    /// Whether searches go by the codes, if there are any. Codes by node beside vectors come into use once there are
+    /// 256 of these; until then each neighbour is read.
+    pub codes_in_use: bool,
     /// Bytes a page.
     pub page_size: usize,
     /// Bytes of all pages in use.
     pub bytes: u64,
-    /// Bytes of pages by part: vectors, nodes, links, upper links (or entry points), codes of neighbours.
+    /// Bytes of pages by part: vectors, nodes, links, upper links (or entry points), codes. Where codes stand in for
+    /// vectors, they are counted as these.
     pub bytes_by_part: [u64; 5],
     /// Bytes of the map from keys to slots; 0 until something needs it.
     pub key_map_bytes: usize,
@@ -56,6 +60,8 @@ pub enum Layout {
     Fused,
     /// Links and codes; with the vector, they would not fit a page.
     FusedLists,
+    /// A node's code, far smaller than its vector; links lie elsewhere, and vectors, if they are kept.
+    Compact,
 }
 
 impl std::fmt::Display for Layout {
@@ -64,6 +70,7 @@ impl std::fmt::Display for Layout {
             Layout::Apart => "apart",
             Layout::Fused => "fused",
             Layout::FusedLists => "fused lists",
+            Layout::Compact => "compact",
         })
     }
 }
@@ -73,6 +80,9 @@ impl<S: PageStore> Rows<S> {
     pub(crate) fn get<T: Element>(&self, key: u64) -> Result<Option<Vec<T>>> {
         if T::DTYPE != self.space.dtype {
             return Err(Error::ElementType { got: T::DTYPE, want: self.space.dtype });
+        }
+        if !self.has_vectors() {
+            return Err(Error::NoVectors);
         }
         let Some(id) = self.id_of(key)? else {
             return Ok(None);
@@ -111,12 +121,17 @@ impl<S: PageStore> Rows<S> {
             twins,
             links: [0, 0],
             levels: 0,
-            vectors: self.space.stored,
+            vectors: self.has_vectors().then_some(self.space.stored),
             code_bits: self.meta.code_bits,
             layout: match self.meta.arrays[VECTORS].host(VECTORS) {
                 WHOLE => Layout::Fused,
+                _ if self.meta.by_node == 1 => Layout::Compact,
                 _ if self.meta.code_bits > 0 => Layout::FusedLists,
                 _ => Layout::Apart,
+            },
+            codes_in_use: match self.meta.by_node {
+                1 => self.goes_by_codes() || !self.has_vectors(),
+                _ => self.meta.code_bits > 0,
             },
             page_size,
             bytes: u64::from(self.meta.pages.get()) * page_size as u64,
@@ -125,7 +140,9 @@ impl<S: PageStore> Rows<S> {
                 bytes(NODES),
                 bytes(LINKS),
                 bytes(UPPER),
-                bytes(CODES) + bytes(UPPER_CODES),
+                bytes(CODES)
+                    + bytes(UPPER_CODES)
+                    + if self.meta.by_node == 1 { bytes(CENTRE) } else { 0 },
             ],
             key_map_bytes: self.key_bytes(),
             instruction_set: format!("{:?}", self.space.isa()).to_lowercase(),
@@ -194,6 +211,10 @@ impl<S: PageStore> Rows<S> {
         let mut row = Vec::new();
         for id in 0..self.slots() {
             if self.node(id)?.is(State::Free) {
+                continue;
+            }
+            if !self.has_vectors() {
+                self.verify_code(VECTORS, id)?;
                 continue;
             }
             self.row(id, &mut row)?;

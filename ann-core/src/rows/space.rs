@@ -17,6 +17,7 @@ use crate::metric::Metric;
 use crate::page::PageStore;
 
 use super::array::Array;
+use super::codes::Asked;
 
 /// Dimension, element type and metric, and the kernel that serves them.
 pub(crate) struct Space {
@@ -36,6 +37,8 @@ pub(crate) struct Space {
 pub(crate) struct Probe {
     query: Query,
     finish: Finish,
+    /// The same for codes by node, where there are any.
+    pub asked: Asked,
 }
 
 /// How a raw sum becomes a distance.
@@ -51,6 +54,24 @@ enum Finish {
 impl Space {
     pub(crate) fn new(dim: usize, dtype: DType, metric: Metric, isa: Option<Isa>) -> Result<Space> {
         Space::storing(dim, dtype, dtype, metric, isa)
+    }
+
+    /// [`Space::storing`] what is checked at the door.
+    pub(crate) fn narrowed(
+        dim: usize,
+        dtype: DType,
+        stored: DType,
+        metric: Metric,
+        isa: Option<Isa>,
+    ) -> Result<Space> {
+        if stored != dtype && (dtype, stored) != (DType::F32, DType::F16) {
+            let allowed = match dtype {
+                DType::F32 => "f32 or f16, for elements of type f32".into(),
+                dtype => format!("{dtype}, for elements of that type"),
+            };
+            return Err(Error::parameter("vectors", stored, allowed));
+        }
+        Space::storing(dim, dtype, stored, metric, isa)
     }
 
     /// A space whose rows hold elements of another type than the caller's: halves of floats.

@@ -7,7 +7,7 @@ use std::path::Path;
 use ann_core::testing::{Latched, LatchedPage};
 use ann_core::{
     DType, DiskAnn, Flat, Hnsw, Index, MemStore, Metric, MmapStore, PageId, PageStore, Pages,
-    Result,
+    Placement, Result,
 };
 
 /// A kind of index.
@@ -85,6 +85,50 @@ impl Kind for ADiskAnn {
 
     fn open(store: AnyStore) -> Result<Self::Index> {
         DiskAnn::open_in(store)
+    }
+
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
+        index.sweep(threads)
+    }
+}
+
+/// [`DiskAnn`] with codes by node, which come into use once there are enough vectors.
+pub struct ACompact;
+
+impl Kind for ACompact {
+    type Index = DiskAnn<AnyStore>;
+    const EXACT: bool = false;
+    const DEGREE: usize = 32;
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        let builder = DiskAnn::builder(dim).dtype(dtype).metric(metric);
+        builder.placement(Placement::Compact).build_list_size(60).seed(7).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        DiskAnn::open_in(store)
+    }
+
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
+        index.sweep(threads)
+    }
+}
+
+/// [`Hnsw`] with codes by node.
+pub struct ACodedHnsw;
+
+impl Kind for ACodedHnsw {
+    type Index = Hnsw<AnyStore>;
+    const EXACT: bool = false;
+    const DEGREE: usize = 16;
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        let builder = Hnsw::builder(dim).dtype(dtype).metric(metric).code_bits(4);
+        builder.m(8).ef_construction(60).seed(7).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        Hnsw::open_in(store)
     }
 
     fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {

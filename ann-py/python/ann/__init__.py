@@ -12,7 +12,19 @@
 """
 
 from ann._ann import __version__
-from ann._index import HNSW, Code, DiskANN, DType, Flat, Index, Metric, Stats, open
+from ann._index import (
+    HNSW,
+    Code,
+    DiskANN,
+    DType,
+    Flat,
+    Index,
+    Metric,
+    Placement,
+    Stats,
+    Vectors,
+    open,
+)
 from ann.errors import (
     ChangedError,
     DimensionError,
@@ -38,9 +50,11 @@ __all__ = [
     "InputError",
     "LockedError",
     "Metric",
+    "Placement",
     "ReadOnlyError",
     "Stats",
     "UnknownIdError",
+    "Vectors",
     "__version__",
     "open",
 ]

@@ -26,6 +26,7 @@ class Engine:
         dtype: str,
         m: SupportsIndex,
         ef_construction: SupportsIndex,
+        kept: tuple[int | None, str | None],
         seed: SupportsIndex,
     ) -> Engine: ...
     @staticmethod
@@ -35,6 +36,7 @@ class Engine:
         dtype: str,
         measures: tuple[SupportsIndex, SupportsIndex, float],
         kept: tuple[int | None, str | None],
+        placement: str | None,
         seed: SupportsIndex,
     ) -> Engine: ...
     @staticmethod
@@ -61,6 +63,8 @@ class Engine:
     def alpha(self) -> float | None: ...
     @property
     def vectors(self) -> Any: ...
+    @property
+    def placement(self) -> Any: ...
     def __len__(self) -> int: ...
     def insert(
         self,

@@ -22,6 +22,8 @@ from ann.errors import DimensionError, InputError, UnknownIdError
 Metric = Literal["l2sq", "ip", "cosine"]
 DType = Literal["f32", "f16", "i8", "u8"]
 Code = Literal["auto", "rabitq1", "rabitq2", "rabitq4", "rabitq8"]
+Placement = Literal["fused", "compact"]
+Vectors = Literal["auto", "f32", "f16", "i8", "u8"]
 
 _Path = Union[str, "os.PathLike[str]"]
 _Ids = npt.NDArray[np.int64]
@@ -53,8 +55,9 @@ class Stats(TypedDict):
     links: int
     upper_links: int
     levels: int
-    vectors: str
+    vectors: str | None
     code_bits: int
+    codes_in_use: bool
     layout: str
     page_size: int
     bytes: int
@@ -281,6 +284,7 @@ class Index:
 
         Raises:
             UnknownIdError: the id is not in the index. This is a `KeyError`.
+            InputError: the index keeps codes of its vectors only.
         """
         number = operator.index(id)
         vector = self._engine.get(number) if 0 <= number <= _input.MAX_ID else None
@@ -302,9 +306,11 @@ class Index:
 
         `len` vectors, of which `twins` are identical to others; `tombstones`, removed but still in
         the graph; `slots` in all, free ones included; `links` at the bottom of the graph and
-        `upper_links` in its `levels` above; what `vectors` are stored as, the `code_bits` of a
-        coordinate, and the `layout`: `"fused"` (a vector, its links and their codes lie together),
-        `"fused lists"` (links and their codes do) or `"apart"`; `bytes` in pages of `page_size`,
+        `upper_links` in its `levels` above; what `vectors` are stored as, None if they are not, the
+        `code_bits` of a coordinate, whether these are `codes_in_use` (compact ones are from 256
+        vectors on), and the `layout`: `"fused"` (a vector, its links and their codes lie together),
+        `"fused lists"` (links and their codes do), `"compact"` (a code for each vector, links and
+        vectors elsewhere) or `"apart"`; `bytes` in pages of `page_size`,
         and `bytes_by_part`; `key_map_bytes` beside the pages, once ids were looked up; the
         `instruction_set` in use.
         """
@@ -388,7 +394,11 @@ class HNSW(Index):
             more, and take more memory and time.
         ef_construction: candidates that are kept while building, from 1 to 100,000. More make a
             better graph, slower.
-        seed: of the order of insertion and the levels, from 0 to 2**64 - 1.
+        code: None, or `"rabitq1"`, `"rabitq2"`, `"rabitq4"` or `"rabitq8"`, by the bits a
+            coordinate: searches find their way by codes of the vectors, and read the vectors only
+            of what could be a result.
+        vectors: what vectors are stored as; as for `DiskANN`.
+        seed: of the order of insertion, the levels and the codes, from 0 to 2**64 - 1.
 
     Raises:
         InputError: a parameter out of its range.
@@ -412,9 +422,14 @@ class HNSW(Index):
         dtype: DType = "f32",
         m: SupportsIndex = 16,
         ef_construction: SupportsIndex = 200,
+        code: Code | None = None,
+        vectors: Vectors | None = "auto",
         seed: SupportsIndex = 0,
     ) -> None:
-        self._engine = Engine.hnsw(dim, metric, dtype, m, ef_construction, seed)
+        if code == "auto":
+            raise InputError("code = 'auto' is not allowed: an HNSW's are named, or None")
+        kept = (_bits(code), vectors)
+        self._engine = Engine.hnsw(dim, metric, dtype, m, ef_construction, kept, seed)
 
     @property
     def m(self) -> int:
@@ -427,6 +442,17 @@ class HNSW(Index):
         """Candidates that are kept while building."""
         ef_construction: int = self._engine.candidates
         return ef_construction
+
+    @property
+    def code(self) -> Code | None:
+        """The codes of vectors."""
+        return _code(self._engine)
+
+    @property
+    def vectors(self) -> DType | None:
+        """What vectors are stored as; None if only their codes are."""
+        vectors: DType | None = self._engine.vectors
+        return vectors
 
 
 class DiskANN(Index):
@@ -443,8 +469,15 @@ class DiskANN(Index):
             for that, from 1 to 10. 1 was best on all data that were tried.
         code: `"rabitq1"`, `"rabitq2"`, `"rabitq4"` or `"rabitq8"`, by the bits a coordinate;
             `"auto"` for what suits the dimension; None for no codes: each neighbour is read.
-        vectors: what vectors are stored as: `dtype`, or `"f16"` where that is `"f32"`. Halves take
-            half the space, and distances are theirs.
+        placement: where codes are. `"fused"`: each vector's record holds those of its neighbours.
+            `"compact"`: each vector has one, which takes a tenth of the memory or less at equal
+            bits. None for fused where a record's links and codes fit a page, else compact, as where
+            vectors are None, or the code is `"rabitq8"`.
+        vectors: what vectors are stored as: `dtype` (`"auto"`), or `"f16"` where that is `"f32"`.
+            Halves take half the space, and distances are theirs. None for codes only, always
+            compact: distances are then estimates, even a little below zero, and `get` has nothing
+            to give. Codes are relative to the mean of the vectors of the first `add`, if those are
+            32 or more.
         seed: of the order of insertion and of the codes, from 0 to 2**64 - 1.
 
     Raises:
@@ -471,14 +504,13 @@ class DiskANN(Index):
         build_list_size: SupportsIndex = 128,
         alpha: float = 1.0,
         code: Code | None = "auto",
-        vectors: DType | None = None,
+        placement: Placement | None = None,
+        vectors: Vectors | None = "auto",
         seed: SupportsIndex = 0,
     ) -> None:
-        if code not in _CODES:
-            allowed = ", ".join(map(repr, _CODES))
-            raise InputError(f"code = {code!r} is not allowed: one of {allowed}")
         measures = (degree, build_list_size, float(alpha))
-        self._engine = Engine.diskann(dim, metric, dtype, measures, (_CODES[code], vectors), seed)
+        kept = (_bits(code), vectors)
+        self._engine = Engine.diskann(dim, metric, dtype, measures, kept, placement, seed)
 
     @property
     def degree(self) -> int:
@@ -499,16 +531,21 @@ class DiskANN(Index):
         return round(alpha, 6)
 
     @property
-    def vectors(self) -> DType:
-        """What vectors are stored as."""
-        vectors: DType = self._engine.vectors
+    def vectors(self) -> DType | None:
+        """What vectors are stored as; None if only their codes are."""
+        vectors: DType | None = self._engine.vectors
         return vectors
 
     @property
     def code(self) -> Code | None:
-        """The codes beside links."""
-        bits = self._engine.code_bits
-        return next(code for code, of in _CODES.items() if of == bits)
+        """The codes of vectors."""
+        return _code(self._engine)
+
+    @property
+    def placement(self) -> Placement:
+        """Where codes are."""
+        placement: Placement = self._engine.placement
+        return placement
 
     def search(
         self,
@@ -574,6 +611,18 @@ def open(path: _Path, writable: bool = False) -> HNSW | DiskANN | Flat:
         LockedError: it is open for writing elsewhere, or with `writable` for reading.
     """
     return _of_its_kind(Engine.open(path, writable))
+
+
+def _bits(code: Code | None) -> int | None:
+    if code not in _CODES:
+        allowed = ", ".join(map(repr, _CODES))
+        raise InputError(f"code = {code!r} is not allowed: one of {allowed}")
+    return _CODES[code]
+
+
+def _code(engine: Engine) -> Code | None:
+    bits = engine.code_bits
+    return next(code for code, of in _CODES.items() if of == bits)
 
 
 def _of_its_kind(engine: Engine) -> HNSW | DiskANN | Flat:
