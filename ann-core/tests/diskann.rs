@@ -136,6 +136,7 @@ fn layouts_are_as_reported() {
     assert_eq!(layout(1536, 16384, None), (Layout::Fused, 1, f32));
     assert_eq!(layout(4096, 8192, None), (Layout::Compact, 4, f32));
     assert_eq!(layout(20_000, 8192, None), (Layout::Compact, 2, f32));
+    assert_eq!(layout(65_536, 4096, None), (Layout::Apart, 0, f32));
     assert_eq!(layout(100, 8192, Some(0)), (Layout::Fused, 0, f32));
 }
 

@@ -135,7 +135,8 @@ impl DiskAnnBuilder {
 
     /// Bits a coordinate of the codes: 1, 2, 4 or 8; 0 for none, at the price of reading each neighbour. More bits tell
     /// more of a neighbour and take more memory. Unless it is set, what suits the dimension and fits a page: of fused codes
-    /// 4 up to 64 dimensions, 2 up to 160, else 1; of compact ones 4, or 8 up to 64 dimensions. Codes of 8 bits are always
+    /// 4 up to 64 dimensions, 2 up to 160, else 1; of compact ones 4, or 8 up to 64 dimensions; none if no page would hold
+    /// one. Codes of 8 bits are always
     /// compact: fused ones are looked up in tables of bytes, whose error is larger than theirs.
     pub fn code_bits(mut self, code_bits: u8) -> DiskAnnBuilder {
         self.code_bits = Some(code_bits);
@@ -214,6 +215,10 @@ impl DiskAnnBuilder {
         let room = page_size - HEADER;
         let fused_fits = |&bits: &u8| self.list(bits) <= room;
         let compact_fits = |&bits: &u8| Coder::stride_of(self.dim, bits) <= room;
+        let is_free = self.placement.is_none() && self.code_bits.is_none() && self.keeps_vectors;
+        if is_free && !fused_fits(&1) && !compact_fits(&1) {
+            return Ok((Placement::Fused, 0));
+        }
         let placement = self.placement.unwrap_or_else(|| match self.code_bits {
             _ if !self.keeps_vectors => Placement::Compact,
             Some(0) => Placement::Fused,

@@ -101,8 +101,12 @@ impl Kind for ACompact {
     const DEGREE: usize = 32;
 
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
-        let builder = DiskAnn::builder(dim).dtype(dtype).metric(metric);
-        builder.placement(Placement::Compact).build_list_size(60).seed(7).build_in(store)
+        let mut builder = DiskAnn::builder(dim).dtype(dtype).metric(metric);
+        // The longest have no code that fits the pages of these tests.
+        if dim <= 20_000 {
+            builder = builder.placement(Placement::Compact);
+        }
+        builder.build_list_size(60).seed(7).build_in(store)
     }
 
     fn open(store: AnyStore) -> Result<Self::Index> {
@@ -123,7 +127,13 @@ impl Kind for ACodedHnsw {
     const DEGREE: usize = 16;
 
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
-        let builder = Hnsw::builder(dim).dtype(dtype).metric(metric).code_bits(4);
+        // As many as fit the pages of these tests.
+        let bits = match dim {
+            ..=2000 => 4,
+            2001..=20_000 => 1,
+            _ => 0,
+        };
+        let builder = Hnsw::builder(dim).dtype(dtype).metric(metric).code_bits(bits);
         builder.m(8).ef_construction(60).seed(7).build_in(store)
     }
 
