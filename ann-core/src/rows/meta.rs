@@ -170,7 +170,9 @@ pub(crate) struct Meta {
     pub upper: U32,
     /// DiskANN's alpha, the bits of a float; 0 stands for 1.
     pub alpha: U32,
-    reserved_b: [u8; 28],
+    /// Sweeps that have set out to change what slots hold, so that searches beside them can tell.
+    pub sweeps: U32,
+    reserved_b: [u8; 24],
     pub arrays: [ArrayMeta; ARRAYS],
 }
 
@@ -245,6 +247,14 @@ impl Meta {
         Ok((meta, extents.to_vec()))
     }
 
+    /// The fixed part as the body of page 0 has it now; what it says of the index's kind was checked at open.
+    pub(crate) fn of_body(body: &[u8]) -> Result<Meta> {
+        match Meta::read_from_prefix(body) {
+            Ok((meta, _)) if meta.magic == MAGIC => Ok(meta),
+            _ => Err(Error::corrupt(0, "the meta page is gone")),
+        }
+    }
+
     fn try_kind(&self) -> Option<Kind> {
         Kind::from_code(self.kind)
     }
@@ -299,6 +309,8 @@ pub(crate) enum State {
     Tombstone = 3,
     /// A removed twin, still on its chain.
     DeadTwin = 4,
+    /// Of an insertion under way, or of one that a crash has cut off. Nothing names it.
+    Claimed = 5,
 }
 
 /// What is known of a slot besides its vector and links.
@@ -339,6 +351,7 @@ impl Node {
             2 => Some(State::Twin),
             3 => Some(State::Tombstone),
             4 => Some(State::DeadTwin),
+            5 => Some(State::Claimed),
             _ => None,
         }
     }
