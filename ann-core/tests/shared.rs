@@ -157,8 +157,11 @@ fn cursors_beside_changes() {
     let mut cursor = index.cursor(&rows.row(3).to_vec(), 20).unwrap();
     let mut other = DiskAnn::open_in(store).unwrap();
     let mut seen: Vec<u64> = Vec::new();
+    // The arrays outgrow what the cursor began with.
     for round in 0..5 {
-        other.insert_one(&rows.row(500 + round).to_vec(), 500 + round as u64).unwrap();
+        for row in (500..1500).skip(200 * round).take(200) {
+            other.insert_one(&rows.row(row).to_vec(), row as u64).unwrap();
+        }
         let hits = index.next_hits(&mut cursor).unwrap();
         assert!(!hits.is_empty());
         seen.extend(hits.iter().map(|hit| hit.key));

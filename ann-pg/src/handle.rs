@@ -10,7 +10,8 @@ use crate::failure::OrReport;
 use crate::method::Method;
 use crate::store::PgStore;
 
-/// Page locks of an index: they lock no page, only one another. Insertions share it, and a sweep has it alone.
+/// Page locks of an index: they lock no page, only one another. Changes share it, and a sweep has it
+/// alone.
 pub const UPDATE_LOCK: pg_sys::BlockNumber = 0;
 /// Whoever chooses new entry points has it alone.
 pub const ENTRIES_LOCK: pg_sys::BlockNumber = 1;

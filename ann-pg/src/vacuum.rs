@@ -43,6 +43,9 @@ pub unsafe extern "C-unwind" fn ambulkdelete<M: Method>(
         let Some(callback) = callback else { return stats };
         let mut graph = handle::take::<M>((*info).index);
         let mut seen = 0;
+        // Whoever verifies the index does so while nothing changes.
+        let share = pg_sys::ShareLock as pg_sys::LOCKMODE;
+        pg_sys::LockPage((*info).index, UPDATE_LOCK, share);
         let removed = graph
             .remove_where(|key| {
                 seen += 1;
@@ -53,6 +56,7 @@ pub unsafe extern "C-unwind" fn ambulkdelete<M: Method>(
                 pg_sys::ffi::pg_guard_ffi_boundary(|| callback(&raw mut tid, callback_state))
             })
             .or_report();
+        pg_sys::UnlockPage((*info).index, UPDATE_LOCK, share);
         (*stats).tuples_removed += removed as f64;
         describe::<M>(&mut *stats, &graph);
         handle::put::<M>((*info).index, graph);

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+
 from embedded import Installation, Server
 
 METHODS = ("ann_hnsw", "ann_diskann")

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::graph::links::{self, target};
 use crate::graph::prune::{Candidate, Pruner};
 use crate::graph::tree;
-use crate::index::{Cursor, Filter, Hit, Index};
+use crate::index::{Cursor, CursorState, Filter, Hit, Index};
 use crate::page::PageStore;
 use crate::rows::{Change, Node, State};
 
@@ -185,6 +185,10 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// than the handle knew of: the search is to begin anew.
     pub fn next_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
         self.rows.refresh()?;
+        if let CursorState::Graph(scratch, _) = &mut cursor.state {
+            scratch.visited.grow(self.rows.ids());
+            scratch.best.grow(self.rows.ids());
+        }
         match self.resume(cursor, 1, Filter::None) {
             Ok(mut hits) => {
                 self.rows.refresh()?;
