@@ -123,7 +123,9 @@ class Server:
                 self.connect().close()
                 return
             except psycopg.OperationalError:
-                if time.monotonic() > end or (self.process and self.process.poll() is not None):
+                if self.process and self.process.poll() is not None:
+                    raise RuntimeError(f"the server has ended: {self.log()[-2000:]}") from None
+                if time.monotonic() > end:
                     raise
                 time.sleep(0.05)
 

@@ -151,6 +151,8 @@ impl PageStore for PgStore {
     }
 
     fn page_count(&self) -> u32 {
+        // Others may have made the relation larger since.
+        self.count_pages();
         self.pages.get()
     }
 
