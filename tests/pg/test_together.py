@@ -1,9 +1,8 @@
-"""Many clients at once, servers that die, and servers that follow: all is there and sound then."""
+"""Many clients at once: afterwards all is there and sound."""
 
 from __future__ import annotations
 
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +13,9 @@ import psycopg
 import pytest
 from conftest import METHODS, clustered, fill, nearest, recall, text
 
-from embedded import Installation, Server
+from embedded import Server
 
 DIM = 16
-ROUNDS = 20
 
 
 @contextmanager
@@ -106,99 +104,3 @@ def test_ten_clients(server: Server, method: str) -> None:
         db.execute(f"VACUUM {method}_t")
         db.execute(f"SELECT ann.verify_index('{method}_i', true)")
         db.execute(f"DROP TABLE {method}_t")
-
-
-def kill_under_load(server: Server, round: int, seconds: float) -> None:
-    """Kills the server while clients insert, delete and vacuum, and starts it again."""
-    dead = threading.Event()
-
-    def until_killed(what: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            try:
-                what()
-            except psycopg.OperationalError:
-                # Only the kill ends connections.
-                assert dead.wait(5)
-
-        return run
-
-    work = [
-        until_killed(lambda m=m, n=n: writer(server, m, 10 * round + n, dead.is_set))
-        for m in METHODS
-        for n in range(2)
-    ]
-    work += [until_killed(lambda m=m: vacuumer(server, m, dead.is_set)) for m in METHODS]
-    with running(work):
-        time.sleep(seconds)
-        server.stop(signal.SIGKILL)
-        dead.set()
-    server.start()
-
-
-def test_killed_at_any_moment(installation: Installation) -> None:
-    rng = random.Random(7)
-    server = Server(installation, "killed", fsync="off").init().start()
-    try:
-        with server.connect() as db:
-            db.execute("CREATE EXTENSION ann CASCADE")
-            for method in METHODS:
-                make(db, method)
-            db.execute(f"CREATE UNLOGGED TABLE u (id int, v vector({DIM}))")
-            db.execute("CREATE INDEX ui ON u USING ann_hnsw (v vector_l2_ops)")
-            fill(db, "u", clustered(100, DIM, 6))
-        for round in range(ROUNDS):
-            kill_under_load(server, round, rng.uniform(0.2, 1.0))
-            with server.connect() as db:
-                for method in METHODS:
-                    db.execute(f"SELECT ann.verify_index('{method}_i', true)")
-                    queries = clustered(5, DIM, round)
-                    assert recall(db, f"{method}_t", "<->", queries) >= 0.9
-                # Unlogged tables are empty after a crash.
-                db.execute("SELECT ann.verify_index('ui', true)")
-                assert db.execute("SELECT count(*) FROM u").fetchone() == (0,)
-                fill(db, "u", clustered(100, DIM, round))
-        assert "PANIC" not in server.log()
-    finally:
-        server.stop(signal.SIGQUIT)
-
-
-def test_a_standby_answers_the_same(installation: Installation) -> None:
-    settings = {"wal_consistency_checking": "all", "wal_level": "replica", "max_wal_senders": "4"}
-    server = Server(installation, "primary", **settings).init().start()
-    standby = Server(installation, "standby", **settings)
-    try:
-        with server.connect() as db:
-            db.execute("CREATE EXTENSION ann CASCADE")
-            for method in METHODS:
-                make(db, method, 300)
-            installation.run(
-                *("pg_basebackup", "-h", server.data, "-U", "postgres", "-D", standby.data, "-R"),
-                *("--checkpoint=fast", "--no-sync"),
-            )
-            standby.start()
-            for method in METHODS:
-                fill(db, f"{method}_t", clustered(1500, DIM, 2), 300)
-                db.execute(f"DELETE FROM {method}_t WHERE id % 3 = 0")
-                db.execute(f"VACUUM {method}_t")
-                fill(db, f"{method}_t", clustered(300, DIM, 3), 5000)
-                db.execute(f"REINDEX INDEX {method}_i")
-                fill(db, f"{method}_t", clustered(100, DIM, 4), 6000)
-                db.execute(f"CREATE UNLOGGED TABLE IF NOT EXISTS u_{method} AS TABLE {method}_t")
-                db.execute(f"CREATE INDEX ON u_{method} USING {method} (v vector_l2_ops)")
-            row = db.execute("SELECT pg_current_wal_lsn()").fetchone()
-            assert row is not None
-            with standby.connect() as copy:
-                end = time.monotonic() + 60
-                behind = "SELECT pg_last_wal_replay_lsn() < %s::pg_lsn"
-                while copy.execute(behind, (row[0],)).fetchone() != (False,):
-                    assert time.monotonic() < end
-                    time.sleep(0.1)
-                for method in METHODS:
-                    for query in clustered(20, DIM, 5):
-                        here = nearest(db, f"{method}_t", "<->", query, 20, False)
-                        there = nearest(copy, f"{method}_t", "<->", query, 20, False)
-                        assert here == there
-        assert "inconsistent page" not in standby.log()
-    finally:
-        standby.stop(signal.SIGQUIT)
-        server.stop(signal.SIGQUIT)
