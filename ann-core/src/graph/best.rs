@@ -56,6 +56,11 @@ impl Best {
         }
     }
 
+    /// Goes on among ids below `slots`.
+    pub(crate) fn grow(&mut self, slots: u32) {
+        self.slots = self.slots.max(slots);
+    }
+
     /// The place of a node: its own, or the one that it would take.
     #[inline(always)]
     fn place(&self, id: u32) -> usize {

@@ -167,9 +167,11 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             change.put_record(self.rows.array(UPPER)?, record, &links::encode(list, width))?;
             self.rows.commit(&mut change)?;
         }
-        let mut meta = self.rows.meta;
-        meta.upper = (lists as u32).into();
-        self.rows.commit_meta(Change::default(), meta).map(|_| ())
+        self.rows.commit_meta(Change::default(), |meta| {
+            meta.upper = (lists as u32).into();
+            true
+        })?;
+        Ok(())
     }
 
     /// Puts the entry point `id` and the nearest of the sample into the batch, scored.

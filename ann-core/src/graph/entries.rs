@@ -37,9 +37,10 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Takes the sample out of use: searches start from the entry point.
     pub(super) fn drop_entries(&mut self) -> Result<()> {
         if (self.shape.fused.is_some() || self.has_sample()) && self.rows.meta.upper.get() > 0 {
-            let mut meta = self.rows.meta;
-            meta.upper = 0.into();
-            self.rows.commit_meta(Change::default(), meta)?;
+            self.rows.commit_meta(Change::default(), |meta| {
+                meta.upper = 0.into();
+                true
+            })?;
         }
         Ok(())
     }
@@ -95,11 +96,12 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             change.put_record(self.rows.array(UPPER_CODES)?, record, codes)?;
             self.rows.commit(&mut change)?;
         }
-        let mut meta = self.rows.meta;
-        meta.entry = middle.into();
-        meta.entry_level = 0.into();
-        meta.upper = (lists.len() as u32).into();
-        self.rows.commit_meta(Change::default(), meta)?;
+        self.rows.commit_meta(Change::default(), |meta| {
+            meta.entry = middle.into();
+            meta.entry_level = 0.into();
+            meta.upper = (lists.len() as u32).into();
+            true
+        })?;
         Ok(())
     }
 
@@ -116,7 +118,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 let list = list.split_at(4 * self.width(0));
                 fused.below(list, (own, bound), table, |link, distance| {
                     let at = met.partition_point(|near| near.0 <= distance);
-                    if at < STARTS && target(link) < rows.slots() {
+                    if at < STARTS && target(link) < rows.ids() {
                         met.truncate(STARTS - 1);
                         met.insert(at, (distance, target(link)));
                         if met.len() == STARTS {

@@ -109,14 +109,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// The level of a slot, for all its occupants: at least `l` with probability `w^-l`, where `w` is the width of
     /// the upper levels.
     pub(super) fn level(&self, id: u32) -> u8 {
-        let mut x = mix(self.rows.meta.seed.get().wrapping_add(u64::from(id)));
-        let mut level = 0;
-        let width = self.shape.widths[1] as u64;
-        while width > 0 && level < MAX_LEVEL && x.is_multiple_of(width) {
-            level += 1;
-            x = mix(x);
-        }
-        level
+        level_of(id, self.rows.meta.seed.get(), self.shape.widths[1] as u64)
     }
 
     /// The level of a slot that has been used before, and its first record above the bottom: both stay with the slot.
@@ -248,6 +241,17 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         let hit = |(distance, id)| Ok(Hit { key: self.rows.node(id)?.key.get(), distance });
         found.into_iter().map(hit).collect()
     }
+}
+
+/// The level of a slot in a graph whose upper levels are `width` wide.
+pub(super) fn level_of(id: u32, seed: u64, width: u64) -> u8 {
+    let mut x = mix(seed.wrapping_add(u64::from(id)));
+    let mut level = 0;
+    while width > 0 && level < MAX_LEVEL && x.is_multiple_of(width) {
+        level += 1;
+        x = mix(x);
+    }
+    level
 }
 
 /// A scratch on loan.

@@ -40,7 +40,7 @@ pub(crate) fn read<S: PageStore>(
 ) -> Result<()> {
     out.clear();
     rows.record(array, record, |bytes| out.extend(each(bytes)))?;
-    match out.iter().find(|&&link| target(link) >= rows.slots()) {
+    match out.iter().find(|&&link| target(link) >= rows.ids()) {
         Some(&link) => {
             Err(Error::corrupt(0, format!("link list {record} names slot {}", target(link))))
         }

@@ -20,6 +20,7 @@ pub(crate) mod prune;
 mod query;
 mod repair;
 pub(crate) mod search;
+mod shared;
 mod together;
 pub(crate) mod tree;
 mod verify;

@@ -68,22 +68,32 @@ pub(super) fn plan_routes<S: PageStore, K: Topology>(
         .map_init(
             || index.scratch(),
             |scratch, at| {
-                let mut nodes = [NONE; 4];
-                let Some((mut id, top)) = entry else { return Ok(Route { nodes, at }) };
                 ask(&batch[at as usize], scratch)?;
-                for level in (1..=top).rev() {
-                    id = descend(rows, scratch, (id, level), level, &mut Cost::default())?;
-                    if let Some(node) = nodes.get_mut(4usize.wrapping_sub(level as usize)) {
-                        *node = id;
-                    }
-                }
-                Ok(Route { nodes, at })
+                route(rows, entry, at, scratch)
             },
         )
         .collect();
     let mut routes = routes?;
     routes.par_sort_unstable();
     Ok(routes)
+}
+
+/// The route of a row that is the scratch's probe.
+pub(super) fn route<S: PageStore>(
+    rows: &Rows<S>,
+    entry: Option<(u32, u8)>,
+    at: u32,
+    scratch: &mut Scratch,
+) -> Result<Route> {
+    let mut nodes = [NONE; 4];
+    let Some((mut nearest, top)) = entry else { return Ok(Route { nodes, at }) };
+    for level in (1..=top).rev() {
+        nearest = descend(rows, scratch, (nearest, level), level, &mut Cost::default())?;
+        if let Some(node) = nodes.get_mut(4usize.wrapping_sub(level as usize)) {
+            *node = nearest;
+        }
+    }
+    Ok(Route { nodes, at })
 }
 
 /// Finds the neighbours of a staged row at each of its levels. `ask` prepares it as the scratch's probe.
@@ -206,6 +216,26 @@ pub(super) fn merge<S: PageStore, K: Topology>(
     Ok(candidates.iter().map(Candidate::link).collect())
 }
 
+/// Chooses the parent of a new node, which links to `bottom`, and marks the link to it there.
+pub(super) fn choose_parent<S: PageStore, K: Topology>(
+    index: &Graph<S, K>,
+    node: u32,
+    bottom: &mut Vec<Candidate>,
+    counts: &mut tree::Counts,
+) -> Result<u32> {
+    let width = index.width(0);
+    let id = counts.claim(&index.rows, bottom.iter().map(|c| c.id), width, None)?;
+    match bottom.iter_mut().find(|candidate| candidate.id == id) {
+        Some(candidate) => candidate.tree = true,
+        None => {
+            let distance = distance_between(index, node, id)?;
+            bottom.truncate(width - 1);
+            bottom.push(Candidate { distance, id, tree: true });
+        }
+    }
+    Ok(id)
+}
+
 /// Chooses parents, then groups the edges back to the new nodes and computes the lists that they change.
 pub(super) fn plan_merges<S: PageStore, K: Topology>(
     index: &Graph<S, K>,
@@ -214,22 +244,12 @@ pub(super) fn plan_merges<S: PageStore, K: Topology>(
     planned: &mut [Planned],
 ) -> Result<Vec<Merge>> {
     let rows = &index.rows;
-    let width = index.width(0);
     let mut counts = tree::Counts::default();
     let mut edges: Vec<Edge> = Vec::new();
     for (staged, &rank) in batch.iter().zip(ranks) {
         let Planned::Node { lists, parent } = &mut planned[rank as usize] else { continue };
         if let Some(bottom) = lists.first_mut().filter(|list| !list.is_empty()) {
-            let id = counts.claim(rows, bottom.iter().map(|c| c.id), width, None)?;
-            match bottom.iter_mut().find(|candidate| candidate.id == id) {
-                Some(candidate) => candidate.tree = true,
-                None => {
-                    let distance = distance_between(index, staged.id, id)?;
-                    bottom.truncate(width - 1);
-                    bottom.push(Candidate { distance, id, tree: true });
-                }
-            }
-            *parent = Some(id);
+            *parent = Some(choose_parent(index, staged.id, bottom, &mut counts)?);
         }
         for (level, list) in lists.iter().enumerate() {
             for &Candidate { distance, id, tree } in list {

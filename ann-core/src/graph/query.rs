@@ -19,7 +19,7 @@ pub(super) fn place<S: PageStore>(rows: &Rows<S>, id: u32, level: u8) -> Result<
         return Err(rows.corrupt_node(id, format!("a link at level {level} leads to it")));
     }
     let record = node.upper.get().checked_add(u32::from(level) - 1);
-    match record.filter(|&record| record < rows.meta.upper.get()) {
+    match record.filter(|&record| record < rows.upper()) {
         Some(record) => Ok((UPPER, record)),
         None => Err(rows.corrupt_node(id, "its upper links do not exist".into())),
     }
@@ -50,7 +50,7 @@ pub(super) fn descend<S: PageStore>(
     batch.score_only(rows, probe, id)?;
     cost.distances += 1;
     let mut nearest = batch.distances[0];
-    visited.reset(rows.slots());
+    visited.reset(rows.ids());
     links::fresh(visited, id)?;
     for level in (to..=from).rev() {
         met.clear();
@@ -84,7 +84,7 @@ pub(super) fn search_level<S: PageStore>(
     admit: &mut impl FnMut(u32) -> Result<bool>,
 ) -> Result<()> {
     scratch.estimated = false;
-    scratch.visited.reset(rows.slots());
+    scratch.visited.reset(rows.ids());
     scratch.enter(admit)?;
     best_first(rows, scratch, level, admit)
 }
@@ -178,8 +178,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             scratch.batch.estimate(rows, &scratch.probe)?;
         }
         match &self.shape.fused {
-            Some(_) => scratch.best.reset(rows.slots(), ef),
-            None => scratch.visited.reset(rows.slots()),
+            Some(_) => scratch.best.reset(rows.ids(), ef),
+            None => scratch.visited.reset(rows.ids()),
         }
         Ok(cost)
     }

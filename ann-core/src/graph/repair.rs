@@ -48,10 +48,13 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
         self.promote_twins()?;
         self.drop_dead_twins()?;
-        let mut dead = Vec::new();
+        let (mut dead, mut claimed) = (Vec::new(), Vec::new());
         for id in 0..self.rows.slots() {
-            if self.rows.node(id)?.is(State::Tombstone) {
+            let node = self.rows.node(id)?;
+            if node.is(State::Tombstone) {
                 dead.push(id);
+            } else if node.is(State::Claimed) {
+                claimed.push(id);
             }
         }
         let dead_set: HashSet<u32> = dead.iter().copied().collect();
@@ -67,7 +70,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         for &id in &dead {
             self.empty_lists(id)?;
         }
-        for &id in &dead {
+        self.rows.count_sweep()?;
+        for &id in dead.iter().chain(&claimed) {
             self.rows.free(id)?;
         }
         self.choose_entries()
@@ -101,7 +105,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             let nodes = self.rows.array(NODES)?;
             change.put_record(nodes, id, node.as_bytes())?;
             change.put_record(nodes, heir, twin.as_bytes())?;
-            self.rows.commit_meta(change, self.rows.meta)?;
+            self.rows.commit_meta(change, |_| true)?;
             self.rows.move_key(node.key.get(), id);
         }
         Ok(())
@@ -156,11 +160,12 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 best = Some((node.level, id));
             }
         }
-        let mut meta = self.rows.meta;
         let (level, id) = best.unwrap_or((0, NONE));
-        meta.entry = id.into();
-        meta.entry_level = u32::from(level).into();
-        self.rows.commit_meta(Change::default(), meta)?;
+        self.rows.commit_meta(Change::default(), |meta| {
+            meta.entry = id.into();
+            meta.entry_level = u32::from(level).into();
+            true
+        })?;
         Ok(())
     }
 

@@ -22,6 +22,13 @@ impl Visited {
         };
     }
 
+    /// Makes room for ids below `slots`, and forgets nothing.
+    pub(crate) fn grow(&mut self, slots: u32) {
+        if self.stamps.len() < slots as usize {
+            self.stamps.resize(slots as usize, 0);
+        }
+    }
+
     /// Marks an id; `Some(true)` if it is new, `None` if there can be no such slot.
     #[inline(always)]
     pub(crate) fn insert(&mut self, id: u32) -> Option<bool> {
@@ -46,5 +53,8 @@ mod tests {
             assert_eq!(visited.insert((round + 1) % 10), Some(true));
         }
         assert_eq!(visited.insert(1 << 20), None);
+        assert_eq!((visited.insert(3), visited.insert(11)), (Some(true), None));
+        visited.grow(12);
+        assert_eq!((visited.insert(3), visited.insert(11)), (Some(false), Some(true)));
     }
 }

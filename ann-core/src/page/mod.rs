@@ -53,6 +53,9 @@ pub trait PageStore: Send + Sync {
     where
         Self: 'a;
 
+    /// Whether others can change the pages while a handle has them: what a handle remembers may then be out of date.
+    const SHARED: bool = false;
+
     /// Bytes a page, header included: a power of two from 4 KiB to 1 MiB. Never changes.
     fn page_size(&self) -> usize;
 

@@ -1,15 +1,15 @@
 //! Stores for tests of what is built on stores: one that fails on command, one that latches and changes under its
-//! caller, files on a disk that loses its power; and the numbers that seeded tests draw.
+//! caller, one with many handles, files on a disk that loses its power; and the numbers that seeded tests draw.
 
 use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use super::testdisk::{PowerCut, Record, TestDisk};
-use super::{PageId, PageStore, Pages};
+use super::{MemStore, PageId, PageStore, Pages};
 use crate::error::{Error, Result};
 
 /// Pseudo-random numbers (splitmix64): the same for the same seed, on every machine.
@@ -119,6 +119,62 @@ impl<S: PageStore> PageStore for Faulty<S> {
     fn flush(&mut self) -> Result<()> {
         self.call()?;
         self.inner.flush()
+    }
+}
+
+/// One of many handles on the same pages, as a database's processes have them: each reads a page and writes a few
+/// whenever it likes, and knows nothing of the others.
+#[derive(Clone)]
+pub struct Common(Arc<Mutex<MemStore>>);
+
+impl Common {
+    /// A first handle; the others are its clones.
+    pub fn new(inner: MemStore) -> Common {
+        Common(Arc::new(Mutex::new(inner)))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, MemStore> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PageStore for Common {
+    type Page<'a> = Vec<u8>;
+
+    const SHARED: bool = true;
+
+    fn page_size(&self) -> usize {
+        self.inner().page_size()
+    }
+
+    fn page_count(&self) -> u32 {
+        self.inner().page_count()
+    }
+
+    fn read(&self, page: PageId) -> Result<Vec<u8>> {
+        Ok(self.inner().read(page)?.to_vec())
+    }
+
+    fn prefetch(&self, _: PageId) {}
+
+    fn contiguous(&self) -> Option<&[u8]> {
+        None
+    }
+
+    fn grow(&mut self, pages: u32) -> Result<()> {
+        self.inner().grow(pages)
+    }
+
+    fn write<R>(
+        &mut self,
+        pages: &[PageId],
+        change: impl FnOnce(&mut Pages<'_>) -> Result<R>,
+    ) -> Result<R> {
+        self.inner().write(pages, change)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
     }
 }
 

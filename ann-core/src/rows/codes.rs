@@ -319,9 +319,10 @@ impl<S: PageStore> Rows<S> {
         {
             coder.centre = OnceLock::new();
         }
-        let mut meta = self.meta;
-        meta.coded = pieces.into();
-        let done = self.commit_meta(super::Change::default(), meta);
+        let done = self.commit_meta(super::Change::default(), |meta| {
+            meta.coded = pieces.into();
+            true
+        });
         if let (Err(_), Some(coder)) = (&done, &mut self.coder) {
             coder.centre = OnceLock::new();
         }

@@ -179,7 +179,9 @@ pub(crate) struct Meta {
     pub alpha: U32,
     /// Pieces of the centre of the codes by node; 0 if none are in use, or without vectors if the centre is zero.
     pub coded: U32,
-    reserved_b: [u8; 24],
+    /// Sweeps that have set out to change what slots hold, so that searches beside them can tell.
+    pub sweeps: U32,
+    reserved_b: [u8; 20],
     pub arrays: [ArrayMeta; ARRAYS],
 }
 
@@ -263,6 +265,14 @@ impl Meta {
         Ok((meta, extents.to_vec()))
     }
 
+    /// The fixed part as the body of page 0 has it now; what it says of the index's kind was checked at open.
+    pub(crate) fn of_body(body: &[u8]) -> Result<Meta> {
+        match Meta::read_from_prefix(body) {
+            Ok((meta, _)) if meta.magic == MAGIC => Ok(meta),
+            _ => Err(Error::corrupt(0, "the meta page is gone")),
+        }
+    }
+
     fn try_kind(&self) -> Option<Kind> {
         Kind::from_code(self.kind)
     }
@@ -322,6 +332,8 @@ pub(crate) enum State {
     Tombstone = 3,
     /// A removed twin, still on its chain.
     DeadTwin = 4,
+    /// Of an insertion under way, or of one that a crash has cut off. Nothing names it.
+    Claimed = 5,
 }
 
 /// What is known of a slot besides its vector and links.
@@ -362,6 +374,7 @@ impl Node {
             2 => Some(State::Twin),
             3 => Some(State::Tombstone),
             4 => Some(State::DeadTwin),
+            5 => Some(State::Claimed),
             _ => None,
         }
     }

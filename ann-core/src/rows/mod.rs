@@ -12,6 +12,7 @@ mod input;
 mod keys;
 mod meta;
 mod report;
+mod shared;
 mod space;
 
 use std::sync::{Arc, OnceLock};
@@ -151,19 +152,9 @@ impl<S: PageStore> Rows<S> {
         }
         let mut taken: Vec<(u64, u64)> = vec![(0, 1)];
         for extent in &extents {
-            let (start, pages) = (extent.start.get(), extent.pages());
-            let array = arrays.get(extent.array()).and_then(Option::as_ref);
-            let last = u64::from(start) + u64::from(pages);
-            let (Some(_), true) = (array, pages > 0 && last <= u64::from(end)) else {
-                let what = format!("extent {start}+{pages} of array {}", extent.array());
-                return Err(Error::corrupt(0, what));
-            };
-            if meta.arrays[extent.array()].host(extent.array()) != extent.array() {
-                let what = format!("array {} has no extents of its own", extent.array());
-                return Err(Error::corrupt(0, what));
-            }
-            taken.push((u64::from(start), last));
-            push(&mut arrays, &meta, extent.array(), start, pages);
+            take_in(&mut arrays, &meta, extent)?;
+            let start = u64::from(extent.start.get());
+            taken.push((start, start + u64::from(extent.pages())));
         }
         taken.sort_unstable();
         if let Some(pair) = taken.windows(2).find(|pair| pair[0].1 > pair[1].0) {
@@ -190,15 +181,21 @@ impl<S: PageStore> Rows<S> {
 
     /// What the index is now.
     pub(crate) fn mark(&self) -> Mark {
-        Mark(self.identity.clone(), self.meta.changes.get())
+        Mark(self.identity.clone(), self.age())
     }
 
     /// [`Error::Changed`] unless the index still is what it was.
     pub(crate) fn check_mark(&self, mark: &Mark) -> Result<()> {
-        match Arc::ptr_eq(&mark.0, &self.identity) && mark.1 == self.meta.changes.get() {
+        match Arc::ptr_eq(&mark.0, &self.identity) && mark.1 == self.age() {
             true => Ok(()),
             false => Err(Error::Changed),
         }
+    }
+
+    /// Counts changes after which a search that has begun before must not go on. Beside those of others it goes on
+    /// unless slots have been given new vectors.
+    fn age(&self) -> u64 {
+        if S::SHARED { u64::from(self.meta.sweeps.get()) } else { self.meta.changes.get() }
     }
 
     /// Slots handed out: ids are below it.
@@ -380,15 +377,20 @@ impl<S: PageStore> Rows<S> {
     /// Makes room for `records` records in an array, pages appended at the store's end. The pages and the extent
     /// that names them come into use together, by the write of the meta page.
     pub(crate) fn reserve(&mut self, number: usize, records: u64) -> Result<()> {
-        let number = self.meta.arrays[number].host(number);
-        let page_size = self.store.page_size();
-        let array = self.array(number)?;
-        if records <= array.capacity() {
-            return Ok(());
-        }
         if records > MAX_SLOTS {
             return Err(Error::Full { limit: MAX_SLOTS, wanted: records });
         }
+        let number = self.meta.arrays[number].host(number);
+        while self.array(number)?.capacity() < records {
+            self.append_extent(number, records)?;
+        }
+        Ok(())
+    }
+
+    /// Appends an extent to an array that is too small, unless somebody else has done something of that kind.
+    fn append_extent(&mut self, number: usize, records: u64) -> Result<()> {
+        let page_size = self.store.page_size();
+        let array = self.array(number)?;
         let needed = array.pages_for(records) - array.pages();
         let bound = (EXTENT_BYTES / page_size as u64).max(array.pages() / 8).max(1);
         let usual = array.pages().clamp(1, bound).next_multiple_of(array.span() as u64);
@@ -402,29 +404,42 @@ impl<S: PageStore> Rows<S> {
             return Err(full());
         }
         self.store.grow(end)?;
-        let mut meta = self.meta;
-        meta.pages = end.into();
-        meta.extents = (at as u32 + 1).into();
         let extent = Extent::new(number, start, pages);
         let extent_at = meta::EXTENTS_AT + at * size_of::<Extent>();
-        self.store.write(&[META], |pages| {
+        let meta = self.store.write(&[META], |pages| {
+            let mut meta = Meta::of_body(pages.body(0))?;
+            if (meta.pages.get(), meta.extents.get()) != (start, at as u32) {
+                return Ok(None);
+            }
+            meta.pages = end.into();
+            meta.extents = (at as u32 + 1).into();
             pages.put(0, 0, meta.as_bytes())?;
-            pages.put(0, extent_at, extent.as_bytes())
+            pages.put(0, extent_at, extent.as_bytes())?;
+            Ok(Some(meta))
         })?;
-        self.meta = meta;
-        push(&mut self.arrays, &meta, number, start, pages);
-        Ok(())
+        match meta {
+            Some(meta) => {
+                self.meta = meta;
+                take_in(&mut self.arrays, &meta, &extent)
+            }
+            None => self.refresh(),
+        }
     }
 
-    /// Adds the meta page to a change; call [`Rows::commit_meta`] with the same value to make it.
-    pub(crate) fn commit_meta(&mut self, mut change: Change, mut meta: Meta) -> Result<bool> {
-        meta.changes = meta.changes.get().wrapping_add(1).into();
-        change.put(META, 0, meta.as_bytes());
-        let done = change.commit(&mut self.store)?;
-        if done {
-            self.meta = meta;
+    /// Makes a change together with an edit of the meta page, which sees that as it is in that moment. False, and
+    /// nothing done, if something that `change` expects is not there any more, or if `edit` says so.
+    pub(crate) fn commit_meta(
+        &mut self,
+        mut change: Change,
+        edit: impl FnOnce(&mut Meta) -> bool,
+    ) -> Result<bool> {
+        match change.commit_meta(&mut self.store, edit)? {
+            Some(meta) if meta.extents == self.meta.extents => {
+                self.meta = meta;
+                Ok(true)
+            }
+            done => self.refresh().map(|()| done.is_some()),
         }
-        Ok(done)
     }
 
     /// Makes a change that leaves the meta page alone.
@@ -481,39 +496,58 @@ impl<S: PageStore> Rows<S> {
         id: u32,
         mut node: Node,
         replaces: Option<u32>,
-        edit: impl FnOnce(&mut Meta),
+        edit: impl FnOnce(&mut Meta) -> bool,
     ) -> Result<bool> {
-        let mut meta = self.meta;
         let key = node.key.get();
-        if id == meta.slots.get() {
-            meta.slots = (id + 1).into();
-            meta.upper = (meta.upper.get() + u32::from(node.level)).into();
-        } else {
-            let old = self.node(id)?;
-            if meta.free.get() != id || !old.is(State::Free) {
+        let nodes = self.array(NODES)?;
+        let old = if id < self.slots() { Some(self.node(id)?) } else { None };
+        if let Some(old) = &old {
+            let is_next = self.meta.free.get() == id && old.is(State::Free);
+            if !is_next && !old.is(State::Claimed) {
                 return Err(self.corrupt_node(id, "it is not the free list's head".into()));
             }
-            meta.free = old.twin;
             node.generation = old.generation;
+            change.expect_record(nodes, id, old.as_bytes())?;
         }
-        meta.live = (meta.live.get() + 1).into();
-        meta.next_key = meta.next_key.get().max(key + 1).into();
-        edit(&mut meta);
-        change.put_record(self.array(NODES)?, id, node.as_bytes())?;
-        if let Some(old) = replaces {
-            let mut dead = self.node(old)?;
-            meta.live = (meta.live.get() - 1).into();
-            if meta.kind() == Kind::Flat {
-                // Nothing names the rows of a flat index: the slot is free in the same moment.
-                dead.free(meta.free.get());
-                meta.free = old.into();
+        change.put_record(nodes, id, node.as_bytes())?;
+        let claimed = old.is_some_and(|old| old.is(State::Claimed));
+        // Nothing names the rows of a flat index: the slot of one that is replaced is free in the same moment.
+        let frees = self.meta.kind() == Kind::Flat;
+        let next_free =
+            old.filter(|old| old.is(State::Free)).map_or(self.meta.free, |old| old.twin);
+        if let Some(replaced) = replaces {
+            let mut dead = self.node(replaced)?;
+            change.expect_record(nodes, replaced, dead.as_bytes())?;
+            match frees {
+                true => dead.free(next_free.get()),
+                false => dead.die(),
+            }
+            change.put_record(nodes, replaced, dead.as_bytes())?;
+        }
+        let (slots, free) = (self.slots(), self.meta.free);
+        let done = self.commit_meta(change, |meta| {
+            if (meta.slots.get(), meta.free) != (slots, free) && !claimed {
+                return false;
+            }
+            match &old {
+                None => {
+                    meta.slots = (id + 1).into();
+                    meta.upper = (meta.upper.get() + u32::from(node.level)).into();
+                }
+                Some(old) if old.is(State::Free) => meta.free = old.twin,
+                Some(_) => {}
+            }
+            if replaces.is_none() {
+                meta.live = (meta.live.get() + 1).into();
+            } else if frees {
+                meta.free = replaces.unwrap_or(NONE).into();
             } else {
-                dead.die();
                 meta.tombstones = (meta.tombstones.get() + 1).into();
             }
-            change.put_record(self.array(NODES)?, old, dead.as_bytes())?;
-        }
-        if !self.commit_meta(change, meta)? {
+            meta.next_key = meta.next_key.get().max(key + 1).into();
+            edit(meta)
+        })?;
+        if !done {
             return Ok(false);
         }
         if let Some(keys) = self.keys.get_mut() {
@@ -524,15 +558,25 @@ impl<S: PageStore> Rows<S> {
 
     /// Makes a visible vector a tombstone: searches do not return it any more, its slot waits for a sweep.
     pub(crate) fn bury(&mut self, id: u32) -> Result<()> {
-        let mut node = self.node(id)?;
-        let key = node.key.get();
-        node.die();
-        let mut meta = self.meta;
-        meta.live = meta.live.get().saturating_sub(1).into();
-        meta.tombstones = (meta.tombstones.get() + 1).into();
-        let mut change = Change::default();
-        change.put_record(self.array(NODES)?, id, node.as_bytes())?;
-        self.commit_meta(change, meta)?;
+        let key = loop {
+            let node = self.node(id)?;
+            if !node.is_visible() {
+                return Ok(());
+            }
+            let mut dead = node;
+            dead.die();
+            let mut change = Change::default();
+            change.expect_record(self.array(NODES)?, id, node.as_bytes())?;
+            change.put_record(self.array(NODES)?, id, dead.as_bytes())?;
+            let done = self.commit_meta(change, |meta| {
+                meta.live = meta.live.get().saturating_sub(1).into();
+                meta.tombstones = (meta.tombstones.get() + 1).into();
+                true
+            })?;
+            if done {
+                break node.key.get();
+            }
+        };
         self.forget_key(key);
         Ok(())
     }
@@ -543,19 +587,32 @@ impl<S: PageStore> Rows<S> {
     }
 
     /// [`Rows::free`], together with whatever `change` holds already.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if somebody else has given or taken slots.
     pub(crate) fn free_with(&mut self, mut change: Change, id: u32) -> Result<()> {
-        let mut node = self.node(id)?;
-        let mut meta = self.meta;
+        let node = self.node(id)?;
         let key = node.is_visible().then(|| node.key.get());
-        if key.is_some() {
-            meta.live = meta.live.get().saturating_sub(1).into();
-        } else {
-            meta.tombstones = meta.tombstones.get().saturating_sub(1).into();
+        let (mut freed, next) = (node, self.meta.free);
+        freed.free(next.get());
+        change.expect_record(self.array(NODES)?, id, node.as_bytes())?;
+        change.put_record(self.array(NODES)?, id, freed.as_bytes())?;
+        let done = self.commit_meta(change, |meta| {
+            let count = match node.state() {
+                Some(State::Live | State::Twin) => Some(&mut meta.live),
+                Some(State::Tombstone | State::DeadTwin) => Some(&mut meta.tombstones),
+                _ => None,
+            };
+            if let Some(count) = count {
+                *count = count.get().saturating_sub(1).into();
+            }
+            let stands = meta.free == next;
+            meta.free = id.into();
+            stands
+        })?;
+        if !done {
+            return Err(Error::Changed);
         }
-        node.free(meta.free.get());
-        meta.free = id.into();
-        change.put_record(self.array(NODES)?, id, node.as_bytes())?;
-        self.commit_meta(change, meta)?;
         if let Some(key) = key {
             self.forget_key(key);
         }
@@ -633,7 +690,17 @@ fn arrays_of(meta: &Meta, page_size: usize) -> Vec<Option<Array>> {
 }
 
 /// Adds an extent to the array it belongs to, and to those whose records lie in it.
-fn push(arrays: &mut [Option<Array>], meta: &Meta, number: usize, start: u32, pages: u32) {
+fn take_in(arrays: &mut [Option<Array>], meta: &Meta, extent: &Extent) -> Result<()> {
+    let (number, start, pages) = (extent.array(), extent.start.get(), extent.pages());
+    let array = arrays.get(number).and_then(Option::as_ref);
+    let last = u64::from(start) + u64::from(pages);
+    if array.is_none() || pages == 0 || last > u64::from(meta.pages.get()) {
+        return Err(Error::corrupt(0, format!("extent {start}+{pages} of array {number}")));
+    }
+    if meta.arrays[number].host(number) != number {
+        let what = format!("array {number} has no extents of its own");
+        return Err(Error::corrupt(0, what));
+    }
     for (at, array) in arrays.iter_mut().enumerate() {
         if meta.arrays[at].host(at) == number
             && let Some(array) = array
@@ -641,4 +708,5 @@ fn push(arrays: &mut [Option<Array>], meta: &Meta, number: usize, start: u32, pa
             array.push(start, pages);
         }
     }
+    Ok(())
 }

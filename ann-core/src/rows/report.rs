@@ -163,6 +163,7 @@ impl<S: PageStore> Rows<S> {
             match node.state() {
                 Some(State::Live | State::Twin) => live += 1,
                 Some(State::Tombstone | State::DeadTwin) => dead += 1,
+                Some(State::Claimed) => {}
                 _ => free += 1,
             }
             if node.is_visible() {
@@ -210,7 +211,8 @@ impl<S: PageStore> Rows<S> {
     fn verify_vectors(&self) -> Result<()> {
         let mut row = Vec::new();
         for id in 0..self.slots() {
-            if self.node(id)?.is(State::Free) {
+            let node = self.node(id)?;
+            if node.is(State::Free) || node.is(State::Claimed) {
                 continue;
             }
             if !self.has_vectors() {

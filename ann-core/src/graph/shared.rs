@@ -1,0 +1,216 @@
+//! A graph that others change at the same time, through handles of their own: a database's processes.
+//!
+//! Insertions go by single vectors. One takes a slot (*claim*), writes its vector there and searches for its
+//! neighbours; then it writes the lists of the new node, which nothing leads to yet. Its birth is one write: the node
+//! becomes visible and its parent in the spanning tree links to it. The other edges back follow, a write for each. All
+//! of these look under their latches at what they have decided on, and are tried again if that has changed.
+//!
+//! Searches take no locks. A sweep counts itself before slots get free; a search that finds another number at its end
+//! than at its beginning has perhaps seen two vectors in one slot, and begins anew. Insertions and sweeps exclude one
+//! another, which is the caller's affair.
+
+use ndarray::{ArrayView1, Axis};
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::graph::links::{self, target};
+use crate::graph::prune::{Candidate, Pruner};
+use crate::graph::tree;
+use crate::index::{Cursor, CursorState, Filter, Hit, Index};
+use crate::page::PageStore;
+use crate::rows::{Change, Node, State, Workshop};
+
+use super::apply::Beside;
+use super::index::{Graph, Topology, level_of};
+use super::insert::Staged;
+use super::plan::{Planned, choose_parent, merge, plan_node, route};
+use super::query::{entry, place};
+use super::search::Scratch;
+
+impl<S: PageStore, K: Topology> Graph<S, K> {
+    /// Looks at what others have done since the index was opened, or since this was called last.
+    ///
+    /// # Errors
+    /// Those of the store; [`Error::Corrupt`].
+    pub fn refresh(&mut self) -> Result<()> {
+        self.rows.refresh()
+    }
+
+    /// Adds one vector while others add theirs. `key` must not be in the index, which is not checked. No sweep may run.
+    ///
+    /// # Errors
+    /// As [`Index::add`]. The vector is then not in the index, or some links to it are missing.
+    pub fn insert_one<T: Element>(&mut self, vector: &[T], key: u64) -> Result<()> {
+        self.rows.space.check(vector, 0)?;
+        self.rows.refresh()?;
+        let mut row = Vec::new();
+        self.rows.encode(vector, &mut row)?;
+        let (seed, width) = (self.rows.meta.seed.get(), self.shape.widths[1] as u64);
+        let (id, claimed) = self.rows.claim(|id| level_of(id, seed, width))?;
+        let (level, upper) = match claimed.level {
+            0 => (0, claimed.upper.get()),
+            _ => self.kept_levels(id)?,
+        };
+        self.rows.put_row(id, &row)?;
+        self.put_code(id, &row, &mut Workshop::default())?;
+        let staged = Staged { row: 0, id, level, upper };
+        let node = Node::new(key, State::Live, level, upper);
+        let lists = loop {
+            match self.try_to_place(vector, &staged, node) {
+                Ok(Some(lists)) => break lists,
+                Ok(None) => self.rows.refresh()?,
+                Err(error) if self.rows.was_outdated(&error)? => {}
+                Err(error) => return Err(error),
+            }
+        };
+        for (level, list) in (0..).zip(&lists) {
+            for candidate in list {
+                self.link_back(id, level, candidate)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Searches for the neighbours of a row that is stored, and makes it visible. Its lists, or nothing if somebody else
+    /// has changed what that rests on.
+    fn try_to_place<T: Element>(
+        &mut self,
+        vector: &[T],
+        staged: &Staged,
+        node: Node,
+    ) -> Result<Option<Vec<Vec<Candidate>>>> {
+        let planned = {
+            let (mut scratch, mut pruner) = (self.scratch(), Pruner::default());
+            let vectors = ArrayView1::from(vector).insert_axis(Axis(0));
+            let ask =
+                &|staged: &Staged, scratch: &mut Scratch| self.ask_row(&vectors, staged, scratch);
+            ask(staged, &mut scratch)?;
+            let route = route(&self.rows, entry(&self.rows)?, 0, &mut scratch)?;
+            plan_node(self, staged, &route, &mut scratch, &mut pruner, ask)?
+        };
+        let mut lists = match planned {
+            Planned::Node { lists, .. } => lists,
+            Planned::Twin(owner) => {
+                self.bear_twin(owner, staged.id, node, None)?;
+                return Ok(Some(Vec::new()));
+            }
+        };
+        let parent = match lists.first_mut().filter(|list| !list.is_empty()) {
+            Some(list) => Some(choose_parent(self, staged.id, list, &mut tree::Counts::default())?),
+            None => None,
+        };
+        let links = |list: &Vec<Candidate>| list.iter().map(Candidate::link).collect();
+        self.write_links(staged, lists.iter().map(links), None)?;
+        let born = self.try_to_bear(staged.id, node, parent, None)?;
+        Ok(born.then_some(lists))
+    }
+
+    /// Gives a node a link to a new one at a level, if that is worth a place in its list.
+    fn link_back(&mut self, id: u32, level: u8, to: &Candidate) -> Result<()> {
+        let width = self.width(level);
+        let source = Candidate { distance: to.distance, id, tree: to.tree };
+        loop {
+            let now = match self.list_of(to.id, level) {
+                Err(error) if self.rows.was_outdated(&error)? => continue,
+                now => now?,
+            };
+            if now.iter().any(|&link| target(link) == id) {
+                return Ok(());
+            }
+            let (array, record) = place(&self.rows, to.id, level)?;
+            let list = {
+                let (mut scratch, mut pruner) = (self.scratch(), Pruner::default());
+                merge(self, to.id, array, &now, &[source], &mut scratch, &mut pruner)?
+            };
+            if list == now {
+                return Ok(());
+            }
+            let mut change = Change::default();
+            change.expect_record(self.rows.array(array)?, record, &links::seen(&now, width))?;
+            self.change_list(&mut change, (array, record), &list, Beside::List)?;
+            if self.rows.commit(&mut change)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn list_of(&self, id: u32, level: u8) -> Result<Vec<u32>> {
+        let (array, record) = place(&self.rows, id, level)?;
+        let mut list = Vec::new();
+        links::read(&self.rows, array, record, &mut list)?;
+        Ok(list)
+    }
+
+    /// Removes the vectors whose keys `is_dead` says are to go; returns how many there were. What is asked for beside
+    /// insertions is whatever was there when this began.
+    ///
+    /// # Errors
+    /// Those of the store; [`Error::Corrupt`].
+    pub fn remove_where(&mut self, mut is_dead: impl FnMut(u64) -> bool) -> Result<usize> {
+        self.rows.refresh()?;
+        let mut removed = 0;
+        for id in 0..self.rows.slots() {
+            let node = self.rows.node(id)?;
+            if node.is_visible() && is_dead(node.key.get()) {
+                self.rows.bury(id)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// [`Graph::sweep`] beside searches of others, on the current thread and its pool. No insertion may be under way.
+    ///
+    /// # Errors
+    /// As [`Graph::sweep`].
+    pub fn sweep_beside_searches(&mut self) -> Result<()> {
+        self.rows.refresh()?;
+        if self.rows.meta.tombstones.get() == 0 {
+            return Ok(());
+        }
+        self.rows.count_sweep()?;
+        self.sweep_now()
+    }
+
+    /// Vectors that searches return, and removed ones that wait for a sweep.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.rows.len(), self.rows.meta.tombstones.get() as usize)
+    }
+
+    /// Whether so many vectors have been inserted one by one that [`Graph::renew_entries`] would make searches faster.
+    pub fn needs_entries(&self) -> bool {
+        self.entries_are_due()
+    }
+
+    /// Chooses the nodes that searches start from anew: O(n). Only one caller at a time, and no sweep.
+    ///
+    /// # Errors
+    /// Those of the store; [`Error::Corrupt`].
+    pub fn renew_entries(&mut self) -> Result<()> {
+        self.choose_entries()
+    }
+
+    /// The next hits of a cursor, as many as its pool has by now, beside changes that others make; none if there are no
+    /// more.
+    ///
+    /// # Errors
+    /// As [`Index::resume`]; [`Error::Changed`] only if slots may have got other vectors, or the index has grown by more
+    /// than the handle knew of: the search is to begin anew.
+    pub fn next_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
+        self.rows.refresh()?;
+        if let CursorState::Graph(scratch, _) = &mut cursor.state {
+            scratch.visited.grow(self.rows.ids());
+            scratch.best.grow(self.rows.ids());
+        }
+        match self.resume(cursor, 1, Filter::None) {
+            Ok(mut hits) => {
+                self.rows.refresh()?;
+                self.rows.check_mark(&cursor.mark)?;
+                hits.extend(cursor.ready.drain(..));
+                Ok(hits)
+            }
+            Err(error) if self.rows.was_outdated(&error)? => Err(Error::Changed),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Many handles on one index, each of which knows only what it reads: insertions, searches and removals at once, and
+//! sweeps beside searches. Afterwards everything is sound and found.
+
+mod common;
+
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ann_core::testing::{Common, Rng};
+use ann_core::{DiskAnn, Error, Graph, Hnsw, Index, MemStore, Metric, Search, Topology};
+use common::oracle::Oracle;
+use ndarray::Array2;
+
+const DIM: usize = 8;
+const WRITERS: usize = 4;
+const ROWS: usize = 2000;
+
+type Open<K> = fn(Common) -> ann_core::Result<Graph<Common, K>>;
+
+fn store() -> Common {
+    Common::new(MemStore::new(4096).unwrap())
+}
+
+fn hnsw(store: Common, metric: Metric) {
+    Hnsw::builder(DIM).metric(metric).m(6).ef_construction(40).build_in(store).unwrap();
+}
+
+fn diskann(store: Common, metric: Metric) {
+    DiskAnn::builder(DIM).metric(metric).build_list_size(40).build_in(store).unwrap();
+}
+
+/// Vectors of which some are equal.
+fn rows() -> Array2<f32> {
+    let mut rows = common::clustered(ROWS, DIM, 3);
+    for at in (0..ROWS).step_by(50) {
+        let row = rows.row(at / 2).to_owned();
+        rows.row_mut(at).assign(&row);
+    }
+    rows
+}
+
+/// Searches as a database does: anew whenever the graph has changed too much.
+fn search<K: Topology>(index: &mut Graph<Common, K>, query: &[f32], k: usize) -> Vec<u64> {
+    loop {
+        let mut cursor = index.cursor(query, 64).unwrap();
+        match index.next_hits(&mut cursor) {
+            Ok(hits) => return hits.iter().take(k).map(|hit| hit.key).collect(),
+            Err(Error::Changed) => index.refresh().unwrap(),
+            Err(error) => panic!("a search beside changes: {error}"),
+        }
+    }
+}
+
+fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Metric) {
+    let (store, rows) = (store(), rows());
+    make(store.clone(), metric);
+    // As the two locks of a database: insertions share it, sweeps have it for themselves.
+    let updates = RwLock::new(());
+    let (store, rows, updates) = (&store, &rows, &updates);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                scope.spawn(move || {
+                    let mut index = open(store.clone()).unwrap();
+                    for row in (writer..ROWS).step_by(WRITERS) {
+                        let _shared = updates.read().unwrap();
+                        index.insert_one(&rows.row(row).to_vec(), row as u64).unwrap();
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            let (mut index, mut rng) = (open(store.clone()).unwrap(), Rng(1));
+            while !done.load(Ordering::Relaxed) {
+                let query = rows.row(rng.below(ROWS)).to_vec();
+                let found = search(&mut index, &query, 5);
+                let mut once = found.clone();
+                once.sort_unstable();
+                once.dedup();
+                assert_eq!(once.len(), found.len(), "a key came twice");
+            }
+        });
+        scope.spawn(|| {
+            let mut index = open(store.clone()).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                index.remove_where(|key| key % 3 == 0).unwrap();
+                let _alone = updates.write().unwrap();
+                index.sweep_beside_searches().unwrap();
+                if index.needs_entries() {
+                    index.renew_entries().unwrap();
+                }
+            }
+        });
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+    });
+    let mut index = open(store.clone()).unwrap();
+    index.remove_where(|key| key % 3 == 0).unwrap();
+    index.verify().unwrap();
+    let kept: Vec<u64> = (0..ROWS as u64).filter(|key| key % 3 != 0).collect();
+    assert_eq!(index.len(), kept.len());
+    let mut oracle = Oracle::<f32>::new(metric);
+    oracle.rows = kept.iter().map(|&key| (key, rows.row(key as usize).to_vec())).collect();
+    let (mut found, queries) = (0, common::clustered(50, DIM, 4));
+    for query in queries.rows() {
+        let query = query.to_vec();
+        let hits = index.search(&query, &Search::new(10).ef(100)).unwrap();
+        let exact = oracle.nearest(&query, |_| true);
+        let near = |key| exact.iter().take(10).any(|other| other.1 == key);
+        found += hits.iter().filter(|hit| near(hit.key)).count();
+    }
+    assert!(found >= 465, "{found} of 500 found");
+    index.remove_where(|_| true).unwrap();
+    index.sweep_beside_searches().unwrap();
+    index.verify().unwrap();
+    assert_eq!(index.counts(), (0, 0));
+}
+
+#[test]
+fn hnsw_at_once() {
+    all_at_once(hnsw, Hnsw::open_in, Metric::L2sq);
+    all_at_once(hnsw, Hnsw::open_in, Metric::InnerProduct);
+}
+
+#[test]
+fn diskann_at_once() {
+    all_at_once(diskann, DiskAnn::open_in, Metric::L2sq);
+    all_at_once(diskann, DiskAnn::open_in, Metric::Cosine);
+}
+
+/// A handle that has seen nothing of what others did finds all of it.
+#[test]
+fn an_old_handle_goes_on() {
+    let (store, rows) = (store(), rows());
+    hnsw(store.clone(), Metric::L2sq);
+    let mut old = Hnsw::open_in(store.clone()).unwrap();
+    let mut index = Hnsw::open_in(store).unwrap();
+    for row in 0..500 {
+        index.insert_one(&rows.row(row).to_vec(), row as u64).unwrap();
+    }
+    assert_eq!(search(&mut old, &rows.row(77).to_vec(), 1).len(), 1);
+    old.insert_one(&rows.row(501).to_vec(), 501).unwrap();
+    old.verify().unwrap();
+    assert_eq!(old.len(), 501);
+}
+
+/// A cursor outlives insertions, but not a sweep.
+#[test]
+fn cursors_beside_changes() {
+    let (store, rows) = (store(), rows());
+    diskann(store.clone(), Metric::L2sq);
+    let mut index = DiskAnn::open_in(store.clone()).unwrap();
+    for row in 0..400 {
+        index.insert_one(&rows.row(row).to_vec(), row as u64).unwrap();
+    }
+    let mut cursor = index.cursor(&rows.row(3).to_vec(), 20).unwrap();
+    let mut other = DiskAnn::open_in(store).unwrap();
+    let mut seen: Vec<u64> = Vec::new();
+    // The arrays outgrow what the cursor began with.
+    for round in 0..5 {
+        for row in (500..1500).skip(200 * round).take(200) {
+            other.insert_one(&rows.row(row).to_vec(), row as u64).unwrap();
+        }
+        let hits = index.next_hits(&mut cursor).unwrap();
+        assert!(!hits.is_empty());
+        seen.extend(hits.iter().map(|hit| hit.key));
+    }
+    let count = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(count, seen.len());
+    other.remove_where(|key| key < 200).unwrap();
+    assert!(index.next_hits(&mut cursor).is_ok());
+    other.sweep_beside_searches().unwrap();
+    let refused = index.next_hits(&mut cursor);
+    assert!(matches!(refused, Err(Error::Changed)));
+}

@@ -1,0 +1,127 @@
+//! VACUUM: vectors whose rows are gone become tombstones; once there are many, they leave the graph, and their slots
+//! are used again.
+
+use std::cell::OnceCell;
+use std::ffi::c_void;
+
+use ann_core::{Index, PageStore};
+use pgrx::PgSqlErrorCode as Code;
+use pgrx::{PgBox, pg_sys};
+
+use crate::build::tid_of;
+use crate::failure::{OrReport, refuse};
+use crate::handle::{self, UPDATE_LOCK};
+use crate::method::Method;
+
+/// A sweep is due once there is a tombstone for so many vectors.
+const SHARE: usize = 20;
+
+/// Vectors between two pauses that vacuum's cost limits may ask for.
+const PAUSE: usize = 256;
+
+fn pause() {
+    // SAFETY: no page is locked.
+    unsafe {
+        #[cfg(feature = "pg18")]
+        pg_sys::vacuum_delay_point(false);
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::vacuum_delay_point();
+    }
+}
+
+/// `ambulkdelete`. CREATE INDEX CONCURRENTLY calls it to see all keys; nothing is repaired here.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn ambulkdelete<M: Method>(
+    info: *mut pg_sys::IndexVacuumInfo,
+    stats: *mut pg_sys::IndexBulkDeleteResult,
+    callback: pg_sys::IndexBulkDeleteCallback,
+    callback_state: *mut c_void,
+) -> *mut pg_sys::IndexBulkDeleteResult {
+    // SAFETY: Postgres calls this with an open index, and a function that takes the places of rows.
+    unsafe {
+        let stats = or_new(stats);
+        let Some(callback) = callback else { return stats };
+        let mut graph = handle::take::<M>((*info).index);
+        let mut seen = 0;
+        // Whoever verifies the index does so while nothing changes.
+        let share = pg_sys::ShareLock as pg_sys::LOCKMODE;
+        pg_sys::LockPage((*info).index, UPDATE_LOCK, share);
+        let removed = graph
+            .remove_where(|key| {
+                seen += 1;
+                if seen % PAUSE == 0 {
+                    pause();
+                }
+                let mut tid = tid_of(key);
+                pg_sys::ffi::pg_guard_ffi_boundary(|| callback(&raw mut tid, callback_state))
+            })
+            .or_report();
+        pg_sys::UnlockPage((*info).index, UPDATE_LOCK, share);
+        (*stats).tuples_removed += removed as f64;
+        describe::<M>(&mut *stats, &graph);
+        handle::put::<M>((*info).index, graph);
+        stats
+    }
+}
+
+/// `amvacuumcleanup`.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn amvacuumcleanup<M: Method>(
+    info: *mut pg_sys::IndexVacuumInfo,
+    stats: *mut pg_sys::IndexBulkDeleteResult,
+) -> *mut pg_sys::IndexBulkDeleteResult {
+    // SAFETY: Postgres calls this with an open index.
+    unsafe {
+        if (*info).analyze_only {
+            return stats;
+        }
+        let stats = or_new(stats);
+        let index = (*info).index;
+        let mut graph = handle::take::<M>(index);
+        graph.refresh().or_report();
+        let (live, dead) = graph.counts();
+        if dead > 0 && dead * SHARE >= live + dead {
+            let alone = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+            on_this_thread();
+            pg_sys::LockPage(index, UPDATE_LOCK, alone);
+            graph.sweep_beside_searches().or_report();
+            pg_sys::UnlockPage(index, UPDATE_LOCK, alone);
+        }
+        describe::<M>(&mut *stats, &graph);
+        handle::put::<M>(index, graph);
+        stats
+    }
+}
+
+/// # Safety
+/// Null, or statistics of this vacuum.
+unsafe fn or_new(stats: *mut pg_sys::IndexBulkDeleteResult) -> *mut pg_sys::IndexBulkDeleteResult {
+    match stats.is_null() {
+        // SAFETY: a struct of numbers.
+        true => unsafe { PgBox::<pg_sys::IndexBulkDeleteResult>::alloc0().into_pg() },
+        false => stats,
+    }
+}
+
+fn describe<M: Method>(stats: &mut pg_sys::IndexBulkDeleteResult, graph: &handle::Handle<M>) {
+    stats.num_pages = graph.store().page_count();
+    stats.estimated_count = false;
+    stats.num_index_tuples = graph.len() as f64;
+}
+
+/// Makes this thread a pool of its own, for ever: what the core does in parallel is then done here, since other
+/// threads must not call Postgres.
+fn on_this_thread() {
+    thread_local! {
+        static POOL: OnceCell<rayon::ThreadPool> = const { OnceCell::new() };
+    }
+    POOL.with(|pool| {
+        if pool.get().is_some() {
+            return;
+        }
+        match rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build() {
+            Ok(new) => _ = pool.set(new),
+            Err(error) => refuse(Code::ERRCODE_INTERNAL_ERROR, &error.to_string()),
+        }
+    });
+}
