@@ -4,7 +4,7 @@
 mod common;
 
 use ann_core::{AddOptions, Element, Filter, Index, Metric, Search};
-use common::home::{ADiskAnn, AFlat, AnHnsw, Home, Kind};
+use common::home::{ADiskAnn, AFlat, AnHnsw, AnIvfPq, ByteIvfPq, Home, Kind};
 use common::oracle::{Oracle, Tally};
 use ndarray::{Array2, Axis};
 use proptest::collection::vec;
@@ -254,4 +254,14 @@ fn hnsw() {
 #[test]
 fn diskann() {
     run::<ADiskAnn>(300);
+}
+
+#[test]
+fn ivfpq() {
+    run::<AnIvfPq>(200);
+}
+
+#[test]
+fn ivfpq_of_bytes() {
+    run::<ByteIvfPq>(100);
 }

@@ -242,12 +242,9 @@ fn means(points: &[f32], dim: usize, nearest: &[u32], mut old: Vec<f32>, seed: u
     // No more at a time than there are large ones to take from.
     empty.truncate(clusters.div_ceil(8));
     for (turn, cluster) in empty.into_iter().enumerate() {
-        let Some(largest) = (0..clusters).max_by_key(|&other| (sizes[other], !other)) else {
-            break;
-        };
-        if sizes[largest] < 2 {
-            break;
-        }
+        let members = |other: usize| starts[other + 1] - starts[other];
+        let divisible = (0..clusters).filter(|&other| members(other) > 1 && sizes[other] > 1);
+        let Some(largest) = divisible.max_by_key(|&other| (sizes[other], !other)) else { break };
         let members = &order[starts[largest]..starts[largest + 1]];
         let at = members[(mix(seed ^ turn as u64) % members.len() as u64) as usize] as usize;
         old[cluster * dim..][..dim].copy_from_slice(&points[at * dim..][..dim]);

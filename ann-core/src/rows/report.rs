@@ -38,7 +38,8 @@ pub struct Stats {
     pub page_size: usize,
     /// Bytes of all pages in use.
     pub bytes: u64,
-    /// Bytes of pages by part: vectors, nodes, links, upper links (or entry points), codes of neighbours.
+    /// Bytes of pages by part: vectors, nodes, links, upper links (or entry points), codes of neighbours; with lists:
+    /// vectors, nodes, lists and what they share (centroids, codebook), nothing, blocks of codes.
     pub bytes_by_part: [u64; 5],
     /// Bytes of the map from keys to slots; 0 until something needs it.
     pub key_map_bytes: usize,
@@ -56,6 +57,8 @@ pub enum Layout {
     Fused,
     /// Links and codes; with the vector, they would not fit a page.
     FusedLists,
+    /// Blocks of codes, list by list; vectors lie elsewhere.
+    Lists,
 }
 
 impl std::fmt::Display for Layout {
@@ -64,6 +67,7 @@ impl std::fmt::Display for Layout {
             Layout::Apart => "apart",
             Layout::Fused => "fused",
             Layout::FusedLists => "fused lists",
+            Layout::Lists => "lists",
         })
     }
 }
@@ -114,19 +118,26 @@ impl<S: PageStore> Rows<S> {
             vectors: self.space.stored,
             code_bits: self.meta.code_bits,
             layout: match self.meta.arrays[VECTORS].host(VECTORS) {
+                _ if self.meta.kind() == Kind::IvfPq => Layout::Lists,
                 WHOLE => Layout::Fused,
                 _ if self.meta.code_bits > 0 => Layout::FusedLists,
                 _ => Layout::Apart,
             },
             page_size,
             bytes: u64::from(self.meta.pages.get()) * page_size as u64,
-            bytes_by_part: [
-                bytes(VECTORS),
-                bytes(NODES),
-                bytes(LINKS),
-                bytes(UPPER),
-                bytes(CODES) + bytes(UPPER_CODES),
-            ],
+            bytes_by_part: match self.meta.kind() {
+                Kind::IvfPq => {
+                    let shared = bytes(CODES) + bytes(UPPER_CODES) + bytes(WHOLE);
+                    [bytes(VECTORS), bytes(NODES), shared, 0, bytes(UPPER)]
+                }
+                _ => [
+                    bytes(VECTORS),
+                    bytes(NODES),
+                    bytes(LINKS),
+                    bytes(UPPER),
+                    bytes(CODES) + bytes(UPPER_CODES),
+                ],
+            },
             key_map_bytes: self.key_bytes(),
             instruction_set: format!("{:?}", self.space.isa()).to_lowercase(),
         })
