@@ -17,7 +17,7 @@ SOURCES := $(wildcard Cargo.toml Cargo.lock ann-*/Cargo.toml ann-py/pyproject.to
 DATA := glove-100-angular-wink,mnist-784-euclidean
 # What only the sets of photographs and sentences need.
 EXTRA := $(if $(findstring sift-photos,$(DATA))$(findstring sentences,$(DATA)),$(VENV)/.data)
-OURS := ann-hnsw,ann-hnsw-mmap,ann-hnsw-1thread,ann-diskann
+OURS := ann-hnsw,ann-hnsw-mmap,ann-hnsw-1thread,ann-diskann,ann-ivfpq
 
 .PHONY: help demo test lint bench soak clean need
 .DEFAULT_GOAL := help

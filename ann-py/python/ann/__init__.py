@@ -1,4 +1,4 @@
-"""Approximate nearest neighbour search: HNSW and DiskANN on pages, in memory or in mmap files.
+"""Approximate nearest neighbours: HNSW, DiskANN and IVF-PQ on pages, in memory or in mmap files.
 
 >>> import ann, numpy as np
 >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype("f4")
@@ -12,7 +12,7 @@
 """
 
 from ann._ann import __version__
-from ann._index import HNSW, Code, DiskANN, DType, Flat, Index, Metric, Stats, open
+from ann._index import HNSW, IVFPQ, Code, DiskANN, DType, Flat, Index, Metric, Stats, Tuned, open
 from ann.errors import (
     ChangedError,
     DimensionError,
@@ -26,6 +26,7 @@ from ann.errors import (
 
 __all__ = [
     "HNSW",
+    "IVFPQ",
     "ChangedError",
     "Code",
     "DType",
@@ -40,6 +41,7 @@ __all__ = [
     "Metric",
     "ReadOnlyError",
     "Stats",
+    "Tuned",
     "UnknownIdError",
     "__version__",
     "open",
