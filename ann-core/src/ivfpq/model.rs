@@ -155,10 +155,15 @@ impl Model {
         order.clear();
         // More than are wanted, since the nearest by code need not be the nearest.
         let measured = wanted + wanted / 2 + MARGIN;
-        // Made now if this is the first search, on this thread.
+        // Made now if this is the first search; by a thread of its own, since one of a pool that waits takes up other
+        // searches meanwhile, which would wait for this.
         let coarse = self.coarse.get_or_init(|| {
             let pool = threads::pool(1).ok()?;
-            pool.install(|| Coarse::new(&self.centroids, self.dim, self.metric))
+            let make = || pool.install(|| Coarse::new(&self.centroids, self.dim, self.metric));
+            std::thread::scope(|scope| {
+                let made = std::thread::Builder::new().spawn_scoped(scope, make).ok()?;
+                made.join().ok().flatten()
+            })
         });
         match coarse {
             Some(coarse) if measured < self.lists.len() / 2 => {
