@@ -181,8 +181,9 @@ impl Pq {
             #[inline(always)]
             || {
                 for (sub, squares) in scratch.squares.chunks_exact_mut(words).enumerate() {
-                    for at in self.cut(sub)..self.cut(sub + 1) {
-                        add_squares(vector[at], &self.book[at * words..][..words], squares);
+                    let (from, to) = (self.cut(sub), self.cut(sub + 1));
+                    for (at, &value) in (from..).zip(&vector[from..to]) {
+                        add_squares(value, &self.book[at * words..][..words], squares);
                     }
                 }
             },
@@ -196,8 +197,9 @@ impl Pq {
     pub fn decode(&self, codes: &[u8], out: &mut [f32]) {
         assert_eq!((codes.len(), out.len()), (self.subs, self.dim), "a code for each piece");
         for (sub, &code) in codes.iter().enumerate() {
-            for at in self.cut(sub)..self.cut(sub + 1) {
-                out[at] = self.book[at * self.words() + usize::from(code)];
+            let (from, to) = (self.cut(sub), self.cut(sub + 1));
+            for (at, value) in (from..).zip(&mut out[from..to]) {
+                *value = self.book[at * self.words() + usize::from(code)];
             }
         }
     }

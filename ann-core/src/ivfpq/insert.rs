@@ -70,11 +70,11 @@ impl<S: PageStore> IvfPq<S> {
                 Some(model) => pool.install(|| self.code(model, vectors, first..last))?,
                 None => Vec::new(),
             };
-            for at in first..last {
+            for (at, &key) in (first..).zip(&keys[first..last]) {
                 row.clear();
                 self.rows.space.encode(&slice(vectors.row(at)), &mut row);
-                let old = if replace { self.rows.id_of(keys[at])? } else { None };
-                self.put_one(&row, keys[at], old, coded.get(at - first))?;
+                let old = if replace { self.rows.id_of(key)? } else { None };
+                self.put_one(&row, key, old, coded.get(at - first))?;
             }
         }
         let due = !self.is_trained() && self.rows.len() >= train_at;

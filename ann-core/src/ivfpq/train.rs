@@ -40,11 +40,13 @@ const STEP: usize = 1024;
 /// Where in a node its block is.
 const OWNER_AT: usize = 12;
 
+/// Replaces the floats with those of a vector, given by its number; the bytes are scratch.
+pub(super) type Floats<'a> = dyn Fn(usize, &mut Vec<u8>, &mut Vec<f32>) -> Result<()> + Sync + 'a;
+
 /// Vectors by number.
 pub(super) struct Source<'a> {
     pub count: usize,
-    /// Replaces the floats with those of a vector; the bytes are scratch.
-    pub floats: &'a (dyn Fn(usize, &mut Vec<u8>, &mut Vec<f32>) -> Result<()> + Sync),
+    pub floats: &'a Floats<'a>,
 }
 
 /// Whom to tell of the share that is done; false ends the work.

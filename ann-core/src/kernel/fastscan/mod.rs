@@ -88,8 +88,10 @@ struct Functions {
     /// `estimates(block, tables, terms, out)`
     estimates: unsafe fn(&Block<'_>, &[u8], Terms, &mut [f32; BLOCK]) -> u32,
     /// `distances(codes, tables, addends, line, out)`
-    distances: unsafe fn(&[u8], &[u8], &Addends, Line, &mut [f32; BLOCK]) -> u32,
+    distances: Distances,
 }
+
+type Distances = unsafe fn(&[u8], &[u8], &Addends, Line, &mut [f32; BLOCK]) -> u32;
 
 /// The scan, by one instruction set.
 #[derive(Clone, Copy)]
