@@ -24,7 +24,7 @@ PG_MAJOR = $(shell $(PG_CONFIG) --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
 PG_CARGO = PGRX_PG_CONFIG_PATH=$(PG_CONFIG) LIBCLANG_PATH=$(SITE)/clang/native \
 	BINDGEN_EXTRA_CLANG_ARGS="-I$(dir $(shell $(or $(CC),cc) -print-file-name=include/stddef.h))"
 PG_FLAGS = --manifest-path ann-pg/Cargo.toml --locked --no-default-features --features pg$(PG_MAJOR)
-OURS := ann-hnsw,ann-hnsw-mmap,ann-hnsw-1thread,ann-diskann
+OURS := ann-hnsw,ann-hnsw-mmap,ann-hnsw-1thread,ann-diskann,ann-ivfpq
 
 .PHONY: help demo demo-pg test lint bench install-pg soak clean need
 .DEFAULT_GOAL := help

@@ -109,6 +109,24 @@ class AnnDiskAnnCompact(AnnDiskAnn):
     placement = "compact"
 
 
+class AnnIvfPq(AnnDiskAnn):
+    """Our IVF-PQ, searched in memory as built: data of whole numbers as u8, others kept as f32."""
+
+    name = "ann-ivfpq"
+
+    def build(self, train: np.ndarray) -> None:
+        self.index = self.ann.IVFPQ(
+            train.shape[1],
+            metric="cosine" if self.angular else "l2sq",
+            dtype="u8" if self.of_bytes else "f32",
+        )
+        self.index.add(train if self.bytes is None else self.bytes, threads=self.task.threads)
+
+    def settings(self, n: int) -> list[Setting]:
+        probes = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+        return [{"probes": p, "rerank": r} for r in (20, 40, 80, 160, 320) for p in probes]
+
+
 class AnnHnswMmap(AnnHnsw):
     """The same index, saved and then opened by mmap in a process of its own."""
 
@@ -426,6 +444,7 @@ LIBRARIES: dict[str, type[Library]] = {
         AnnHnswOneThread,
         AnnDiskAnn,
         AnnDiskAnnCompact,
+        AnnIvfPq,
         AnnFlat,
         NumpyFlat,
         Hnswlib,

@@ -32,11 +32,17 @@ pub struct Search<'a> {
     /// the time that fetching takes, and spends more of it on candidates that better ones would have replaced. Without
     /// it, what suits the size of the index's records; other indexes do not use it.
     pub beam: Option<usize>,
+    /// Lists that a [`crate::IvfPq`] search reads: more is slower and finds more. Without it, what
+    /// [`crate::IvfPq::tune`] has found, or what suits the number of lists; other indexes do not use it.
+    pub probes: Option<usize>,
+    /// Candidates, the nearest by their codes, whose exact distances a [`crate::IvfPq`] search computes; `ef` is another
+    /// name for it, and at least `k` is used. Other indexes do not use it.
+    pub rerank: Option<usize>,
     /// Which vectors may be returned.
     pub filter: Filter<'a>,
     /// The caller's own distances, for an index that keeps none of its vectors: results then are ranked by and carry
     /// these instead of estimates.
-    pub rerank: Option<Exact<'a>>,
+    pub exact: Option<Exact<'a>>,
 }
 
 /// The distance of a key's vector to the query; `None` if the key is not to be returned. An error ends the search.
@@ -45,7 +51,15 @@ pub type Exact<'a> = &'a (dyn Fn(u64) -> Result<Option<f32>> + Sync);
 impl<'a> Search<'a> {
     /// A search for the `k` nearest.
     pub fn new(k: usize) -> Search<'a> {
-        Search { k, ef: None, beam: None, filter: Filter::None, rerank: None }
+        Search {
+            k,
+            ef: None,
+            beam: None,
+            probes: None,
+            rerank: None,
+            filter: Filter::None,
+            exact: None,
+        }
     }
 
     /// Sets the size of the candidate pool, from 1 to 1,000,000.
@@ -57,6 +71,18 @@ impl<'a> Search<'a> {
     /// Sets how many candidates are fetched at a time, from 1 to 64.
     pub fn beam(mut self, beam: usize) -> Search<'a> {
         self.beam = Some(beam);
+        self
+    }
+
+    /// Sets how many lists are read, from 1 to 1,000,000.
+    pub fn probes(mut self, probes: usize) -> Search<'a> {
+        self.probes = Some(probes);
+        self
+    }
+
+    /// Sets how many candidates are measured exactly, from 1 to 1,000,000.
+    pub fn rerank(mut self, rerank: usize) -> Search<'a> {
+        self.rerank = Some(rerank);
         self
     }
 
@@ -82,12 +108,12 @@ impl<'a> Search<'a> {
     ///     let row = vectors.row(key as usize);
     ///     Ok(Some(row.iter().zip(&query).map(|(a, b)| (a - b) * (a - b)).sum::<f32>()))
     /// };
-    /// let hits = index.search(&query, &Search::new(10).rerank(&exact))?;
+    /// let hits = index.search(&query, &Search::new(10).exact(&exact))?;
     /// assert_eq!(hits[0].distance, 0.0);
     /// # Ok::<(), ann_core::Error>(())
     /// ```
-    pub fn rerank(mut self, exact: Exact<'a>) -> Search<'a> {
-        self.rerank = Some(exact);
+    pub fn exact(mut self, exact: Exact<'a>) -> Search<'a> {
+        self.exact = Some(exact);
         self
     }
 
@@ -101,12 +127,14 @@ impl<'a> Search<'a> {
         {
             return Err(Error::parameter("beam", beam, format!("from 1 to {MAX_BEAM}")));
         }
-        match self.ef {
-            Some(ef) if !(1..=MAX_EF).contains(&ef) => {
-                Err(Error::parameter("ef", ef, format!("from 1 to {MAX_EF}")))
+        for (name, value) in [("ef", self.ef), ("probes", self.probes), ("rerank", self.rerank)] {
+            if let Some(value) = value
+                && !(1..=MAX_EF).contains(&value)
+            {
+                return Err(Error::parameter(name, value, format!("from 1 to {MAX_EF}")));
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// The size of the candidate pool to use.
@@ -128,7 +156,7 @@ pub const MAX_BEAM: usize = 64;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cost {
-    /// Nodes expanded.
+    /// Nodes expanded, or blocks of 32 codes scored.
     pub hops: u64,
     /// Distances computed.
     pub distances: u64,
@@ -146,6 +174,8 @@ pub(crate) enum CursorState {
     Graph(Box<crate::graph::search::Scratch>, bool),
     /// All distances, nearest last.
     Flat(Vec<(f32, u32)>),
+    /// A search of lists.
+    Lists(Box<crate::ivfpq::Walk>),
 }
 
 impl Cursor {

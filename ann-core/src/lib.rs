@@ -18,7 +18,8 @@
 //! ```
 //!
 //! An index lives in a [`PageStore`]: in memory ([`MemStore`]), in a file ([`MmapStore`]), or in a store of your
-//! own. [`Index`] is what all indexes can do; [`Hnsw`], [`DiskAnn`] and [`Flat`] are the indexes.
+//! own. [`Index`] is what all indexes can do; [`Hnsw`], [`DiskAnn`], [`IvfPq`] and [`Flat`] are the
+//! indexes.
 
 #[doc(hidden)]
 pub mod code;
@@ -29,6 +30,7 @@ mod flat;
 mod graph;
 mod hnsw;
 mod index;
+mod ivfpq;
 #[doc(hidden)]
 pub mod kernel;
 mod metric;
@@ -50,6 +52,7 @@ pub use index::{
     AddOptions, Cost, Cursor, DEFAULT_EF, Exact, Filter, Hit, Index, Layout, MAX_BEAM, MAX_EF,
     Search, Stats,
 };
+pub use ivfpq::{IvfPq, IvfPqBuilder, Tuned};
 pub use kernel::Isa;
 pub use metric::Metric;
 pub use open::{AnyIndex, open, open_writable};

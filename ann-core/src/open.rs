@@ -6,6 +6,7 @@ use crate::diskann::DiskAnn;
 use crate::error::Result;
 use crate::flat::Flat;
 use crate::hnsw::Hnsw;
+use crate::ivfpq::IvfPq;
 use crate::page::{MmapStore, PageStore};
 use crate::rows::{Kind, Rows};
 
@@ -18,6 +19,8 @@ pub enum AnyIndex<S: PageStore = MmapStore> {
     Hnsw(Hnsw<S>),
     /// Graph with the codes of neighbours beside its links.
     DiskAnn(DiskAnn<S>),
+    /// Inverted lists of product-quantized codes.
+    IvfPq(IvfPq<S>),
 }
 
 impl<S: PageStore> AnyIndex<S> {
@@ -31,6 +34,7 @@ impl<S: PageStore> AnyIndex<S> {
             Kind::Flat => Flat::from_rows(rows).map(AnyIndex::Flat),
             Kind::Hnsw => Hnsw::from_rows(rows).map(AnyIndex::Hnsw),
             Kind::DiskAnn => DiskAnn::from_rows(rows).map(AnyIndex::DiskAnn),
+            Kind::IvfPq => IvfPq::from_rows(rows).map(AnyIndex::IvfPq),
         }
     }
 }

@@ -93,7 +93,7 @@ fn reranked(index: &impl Index, ef: usize, calls: &AtomicUsize) -> f64 {
             calls.fetch_add(1, Ordering::Relaxed);
             Ok(Some(distances[key as usize]))
         };
-        let hits = index.search(&query, &Search::new(10).ef(ef).rerank(&exact)).unwrap();
+        let hits = index.search(&query, &Search::new(10).ef(ef).exact(&exact)).unwrap();
         assert!(hits.iter().all(|hit| distances[hit.key as usize] == hit.distance));
         assert!(hits.is_sorted_by(|a, b| a.distance <= b.distance));
         let truth: Vec<f32> = all[..10].iter().map(|hit| hit.distance).collect();
@@ -213,7 +213,7 @@ fn the_callers_distances() {
             };
             assert!(hits.iter().all(good), "{hits:?}");
         };
-        let options = Search::new(10).ef(100).rerank(&exact);
+        let options = Search::new(10).ef(100).exact(&exact);
         let hits = index.search(&query, &options).unwrap();
         right(&hits, &|_| true);
         let filtered = options.filter(Filter::Predicate(&even));
@@ -237,13 +237,13 @@ fn the_callers_distances() {
     assert!(recall >= 0.95, "recall {recall}");
     let query = set().queries.row(0).to_vec();
     let failing = |_| Err(Error::NoVectors);
-    let failed = index.search(&query, &Search::new(1).rerank(&failing));
+    let failed = index.search(&query, &Search::new(1).exact(&failing));
     assert!(matches!(failed, Err(Error::NoVectors)));
     let nan = |_| Ok(Some(f32::NAN));
-    let failed = index.search(&query, &Search::new(1).rerank(&nan));
-    assert!(matches!(failed, Err(Error::Parameter { name: "rerank", .. })));
-    let failed = self::index().search(&query, &Search::new(1).rerank(&nan));
-    assert!(matches!(failed, Err(Error::Parameter { name: "rerank", .. })));
+    let failed = index.search(&query, &Search::new(1).exact(&nan));
+    assert!(matches!(failed, Err(Error::Parameter { name: "exact", .. })));
+    let failed = self::index().search(&query, &Search::new(1).exact(&nan));
+    assert!(matches!(failed, Err(Error::Parameter { name: "exact", .. })));
 }
 
 /// Estimates near the radius count as within until the distance says otherwise.

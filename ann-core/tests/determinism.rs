@@ -3,8 +3,8 @@
 mod common;
 
 use ann_core::{
-    AddOptions, DType, DiskAnn, Flat, Hnsw, Index, MemStore, Metric, PageId, PageStore, Placement,
-    Search,
+    AddOptions, DType, DiskAnn, Flat, Hnsw, Index, IvfPq, MemStore, Metric, PageId, PageStore,
+    Placement, Search,
 };
 use ndarray::{Array2, Axis, concatenate, s};
 
@@ -161,4 +161,40 @@ fn searches_are_the_same_each_time() {
     for _ in 0..300 {
         assert_eq!(index.search_counted(&query, &options).unwrap(), (hits.clone(), cost));
     }
+}
+
+/// Training, loading, adding, splitting and compacting.
+#[test]
+fn lists_are_deterministic_too() {
+    let rows = rows();
+    let build = |threads, seed| {
+        let options = || AddOptions::new().threads(threads);
+        let builder = IvfPq::builder(100).metric(Metric::Cosine).lists(40).seed(seed);
+        let mut index = builder.build().unwrap();
+        index.add(rows.slice(s![..2000, ..]), None, options()).unwrap();
+        index.add(rows.slice(s![2000.., ..]), None, options()).unwrap();
+        index.remove(&(0..1500).collect::<Vec<u64>>()).unwrap();
+        index.rebalance(threads).unwrap();
+        index.compact().unwrap();
+        index.verify().unwrap();
+        let mut grown = IvfPq::builder(100).seed(seed).train_at(500).build().unwrap();
+        for part in rows.axis_chunks_iter(Axis(0), 700) {
+            grown.add(part, None, options()).unwrap();
+        }
+        (index, grown)
+    };
+    let one = build(1, 0);
+    for threads in [2, 3] {
+        let more = build(threads, 0);
+        assert_eq!(first_difference(one.0.store(), more.0.store()), None, "{threads} threads");
+        assert_eq!(first_difference(one.1.store(), more.1.store()), None, "{threads} threads");
+    }
+    let queries = rows.slice(s![..200, ..]);
+    let options = Search::new(20).probes(10).rerank(50);
+    let first = one.0.search_batch(queries, &options, 1).unwrap();
+    assert_eq!(one.0.search_batch(queries, &options, 3).unwrap(), first);
+    let other = build(1, 1);
+    let differs = one.0.store().page_count() != other.0.store().page_count()
+        || first_difference(one.0.store(), other.0.store()).is_some();
+    assert!(differs);
 }

@@ -5,8 +5,8 @@ mod common;
 
 use ann_core::testing::Faulty;
 use ann_core::{
-    AddOptions, DiskAnn, Error, Filter, Flat, Hnsw, Index, MemStore, Metric, Placement, Result,
-    Search,
+    AddOptions, DiskAnn, Error, Filter, Flat, Hnsw, Index, IvfPq, MemStore, Metric, Placement,
+    Result, Search,
 };
 use common::oracle::Oracle;
 use ndarray::{Array2, Axis, s};
@@ -123,6 +123,13 @@ fn compact(metric: Metric, more: usize) -> DiskAnn {
     index
 }
 
+fn ivfpq(metric: Metric) -> IvfPq {
+    let builder = IvfPq::builder(DIM).metric(metric).train_at(100).lists(6);
+    let mut index = builder.build_in(MemStore::new(4096).unwrap()).unwrap();
+    fill(&mut index);
+    index
+}
+
 fn flat() -> Flat {
     let builder = Flat::builder(DIM).metric(Metric::Cosine);
     let mut index = builder.build_in(MemStore::new(4096).unwrap()).unwrap();
@@ -194,4 +201,48 @@ fn changing_a_flat_index() {
     everywhere(&saved, Flat::open_in, |index| index.store().calls(), add);
     everywhere(&saved, Flat::open_in, |index| index.store().calls(), update);
     everywhere(&saved, Flat::open_in, |index| index.store().calls(), remove);
+}
+
+#[test]
+fn changing_lists() {
+    let open = IvfPq::open_in;
+    everywhere(&ivfpq(Metric::InnerProduct), open, |index| index.store().calls(), add);
+    everywhere(&ivfpq(Metric::L2sq), open, |index| index.store().calls(), update);
+    everywhere(&ivfpq(Metric::Cosine), open, |index| index.store().calls(), remove);
+}
+
+/// Removing, splitting and joining, in which vectors change nothing but their places.
+#[test]
+fn keeping_lists_in_shape() {
+    let saved = ivfpq(Metric::L2sq);
+    everywhere(
+        &saved,
+        IvfPq::open_in,
+        |index| index.store().calls(),
+        |index| {
+            let near: Array2<f32> = Array2::from_shape_fn((90, DIM), |(i, j)| (i * j % 7) as f32);
+            index.add(near.view(), None, AddOptions::new().threads(1))?;
+            index.remove(&(20..60).collect::<Vec<u64>>())?;
+            index.rebalance(1)?;
+            index.compact()
+        },
+    );
+}
+
+/// The training that a growing index does by itself.
+#[test]
+fn training_again() {
+    let builder = IvfPq::builder(DIM).metric(Metric::Cosine).train_at(60);
+    let mut saved = builder.build_in(MemStore::new(4096).unwrap()).unwrap();
+    saved.add(common::clustered(200, DIM, 1).view(), None, AddOptions::new().threads(1)).unwrap();
+    everywhere(
+        &saved,
+        IvfPq::open_in,
+        |index| index.store().calls(),
+        |index| {
+            let rows = common::clustered(60, DIM, 2);
+            index.add(rows.view(), None, AddOptions::new().threads(1))?;
+            index.train(rows.view(), AddOptions::new().threads(1))
+        },
+    );
 }

@@ -8,7 +8,9 @@ mod common;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use ann_core::{AddOptions, DiskAnn, Filter, Flat, Hnsw, Index, Isa, Metric, Placement, Search};
+use ann_core::{
+    AddOptions, DiskAnn, Filter, Flat, Hnsw, Index, Isa, IvfPq, Metric, Placement, Search,
+};
 use common::SmallSet;
 
 const K: usize = 10;
@@ -27,6 +29,10 @@ fn diskann(metric: Metric) -> DiskAnn {
 fn compact(metric: Metric) -> DiskAnn {
     let builder = DiskAnn::builder(100).metric(metric).build_list_size(100).seed(0);
     builder.placement(Placement::Compact).instruction_set(Isa::Scalar).build().unwrap()
+}
+
+fn ivfpq(metric: Metric) -> IvfPq {
+    IvfPq::builder(100).metric(metric).seed(0).instruction_set(Isa::Scalar).build().unwrap()
 }
 
 /// Keys of the true nearest vectors of each query.
@@ -100,6 +106,12 @@ fn costs_of_diskann_are_as_recorded() {
 #[test]
 fn costs_of_codes_by_node_are_as_recorded() {
     compare("tests/golden/compact-small.txt", &report(compact));
+}
+
+/// Its `ef` is the number of candidates that are measured, and its hops are blocks.
+#[test]
+fn costs_of_ivfpq_are_as_recorded() {
+    compare("tests/golden/ivfpq-small.txt", &report(ivfpq));
 }
 
 fn compare(file: &str, now: &str) {

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ann_core::testing::Rng;
 use ann_core::{
-    AddOptions, AnyIndex, DType, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, MemStore,
+    AddOptions, AnyIndex, DType, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, IvfPq, MemStore,
     Metric, PageId, PageStore, Placement, Result, Search, Topology,
 };
 use common::metered::{Metered, ran_out};
@@ -87,6 +87,7 @@ const NODES: usize = 1;
 const LINKS: usize = 2;
 const UPPER: usize = 3;
 const CODES: usize = 4;
+const LISTS: usize = 4;
 const CENTRE: usize = 7;
 const WHOLE: usize = 6;
 const UPPER_WHOLE: usize = 7;
@@ -147,6 +148,51 @@ fn flat() -> Flat {
     index.add(rows(200, 1).view(), None, AddOptions::new().threads(1)).unwrap();
     index.remove(&(20..60).collect::<Vec<u64>>()).unwrap();
     index
+}
+
+/// Lists with all there can be in them: full and open blocks, unused ones, retired lists, free slots.
+fn lists(metric: Metric, bits: u8) -> IvfPq {
+    let builder = IvfPq::builder(DIM).metric(metric).lists(9).train_at(100).bits(bits);
+    let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
+    index.add(rows(400, 1).view(), None, AddOptions::new().threads(1)).unwrap();
+    let near = Array2::from_shape_fn((150, DIM), |(i, j)| (i * j % 7) as f32);
+    index.add(near.view(), None, AddOptions::new().threads(1)).unwrap();
+    index.rebalance(1).unwrap();
+    index.remove(&(100..220).collect::<Vec<u64>>()).unwrap();
+    index.compact().unwrap();
+    index.remove(&(300..340).collect::<Vec<u64>>()).unwrap();
+    index.verify().unwrap();
+    index
+}
+
+/// Fields of lists and blocks that get a value that could mean something there.
+fn forge_lists(image: &mut Image, rng: &mut Rng) {
+    let (blocks, count) = (image.word(0, UPPER_RECORDS), image.word(0, ENTRY + 4));
+    let stride = image.word(0, STRIDES + 16 * UPPER) as usize;
+    for _ in 0..1 + rng.below(6) {
+        let value = match rng.below(5) {
+            0 => u32::MAX,
+            1 => rng.next() as u32,
+            2 => rng.below(blocks as usize + 2) as u32,
+            3 => rng.below(count as usize + 2) as u32,
+            _ => rng.below(600) as u32,
+        };
+        match rng.below(4) {
+            0 => {
+                let (page, at) = image.record(LISTS, rng.below(count as usize) as u32);
+                image.set_word(page, at + 4 * rng.below(4), value);
+            }
+            1 => {
+                let (page, at) = image.record(NODES, rng.below(500) as u32);
+                image.set_word(page, at + OWNER, value);
+            }
+            // The slots of a block, and what chains it.
+            _ => {
+                let (page, at) = image.record(UPPER, rng.below(blocks as usize) as u32);
+                image.set_word(page, at + stride - 4 * (1 + rng.below(40)), value);
+            }
+        }
+    }
 }
 
 /// Passes on the meter's error, and drops others, which are answers too.
@@ -218,6 +264,17 @@ fn try_image(image: &Image, writes: Option<usize>) -> Result<()> {
         }
         AnyIndex::Hnsw(index) => try_graph(index, &queries, writes)?,
         AnyIndex::DiskAnn(index) => try_graph(index, &queries, writes)?,
+        AnyIndex::IvfPq(mut index) => {
+            read(&index, &queries)?;
+            if let Some(step) = writes {
+                change(&mut index, step)?;
+                survive(index.rebalance(1))?;
+                survive(index.compact())?;
+                survive(index.tune(queries.view(), 3, 0.9, 1))?;
+                survive(index.train(queries.view(), AddOptions::new().threads(1)))?;
+                read(&index, &queries)?;
+            }
+        }
         _ => {}
     }
     // The same on memory in one piece, which is addressed in another way.
@@ -225,6 +282,7 @@ fn try_image(image: &Image, writes: Option<usize>) -> Result<()> {
         Ok(AnyIndex::Flat(index)) => read(&index, &queries),
         Ok(AnyIndex::Hnsw(index)) => read(&index, &queries),
         Ok(AnyIndex::DiskAnn(index)) => read(&index, &queries),
+        Ok(AnyIndex::IvfPq(index)) => read(&index, &queries),
         _ => Ok(()),
     }
 }
@@ -388,6 +446,54 @@ fn changing_under_a_forged_meta_page() {
     hunt("compact", 200, true, &Image::of(compact(Some(DType::F32)).store()), forge_meta);
     hunt("no vectors", 200, true, &Image::of(compact(None).store()), forge_meta);
     hunt("flat", 200, true, &Image::of(flat().store()), forge_meta);
+}
+
+#[test]
+fn searching_damaged_lists() {
+    let image = Image::of(lists(Metric::L2sq, 4).store());
+    hunt("bytes", 300, false, &image, scatter);
+    hunt("forged", 500, false, &image, forge_lists);
+    hunt("meta", 300, false, &image, forge_meta);
+    let image = Image::of(lists(Metric::Cosine, 8).store());
+    hunt("forged codes of bytes", 200, false, &image, forge_lists);
+}
+
+#[test]
+fn changing_damaged_lists() {
+    let image = Image::of(lists(Metric::InnerProduct, 4).store());
+    hunt("bytes", 200, true, &image, scatter);
+    hunt("forged", 400, true, &image, forge_lists);
+    hunt("meta", 200, true, &image, forge_meta);
+}
+
+#[test]
+fn damages_of_lists_that_verify_has_to_see() {
+    let whole = Image::of(lists(Metric::L2sq, 4).store());
+    IvfPq::open_in(whole.store()).unwrap().verify().unwrap();
+    let stride = whole.word(0, STRIDES + 16 * UPPER) as usize;
+    let used = (0..whole.word(0, UPPER_RECORDS)).find(|&block| {
+        let (page, at) = whole.record(UPPER, block);
+        (0..32).all(|lane| whole.word(page, at + 64 + 128 + 4 * lane) != u32::MAX)
+    });
+    let block = used.expect("a full block");
+    // Codes of three sub-quantizers, addends, slots; the rest chains.
+    for (what, from) in [("a code", 3), ("an addend", 64 + 2), ("a slot", 64 + 128)] {
+        let mut image = whole.clone();
+        let (page, at) = image.record(UPPER, block);
+        image.0[page][at + from] ^= 1 << 4;
+        let verified = IvfPq::open_in(image.store()).and_then(|index| index.verify());
+        assert!(verified.is_err(), "not seen: {what}");
+    }
+    for (what, from) in [("the next", 32), ("the list", 28)] {
+        let mut image = whole.clone();
+        let (page, at) = image.record(UPPER, block);
+        image.set_word(page, at + stride - from, 1_000_000);
+        let verified = IvfPq::open_in(image.store()).and_then(|index| index.verify());
+        assert!(verified.is_err(), "not seen: {what}");
+    }
+    let mut image = whole.clone();
+    image.set_word(0, ENTRY, u32::MAX);
+    assert!(IvfPq::open_in(image.store()).unwrap().verify().is_err(), "unused blocks are lost");
 }
 
 /// Where the `n`-th node in this state is, and its slot.

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use ann_core::testing::Rng;
 use ann_core::{AddOptions, Element, Error, Filter, Hit, Index, Metric, MmapStore, Search};
-use common::home::{ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, AnyStore, Home, Kind};
+use common::home::{
+    ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, AnIvfPq, AnyStore, ByteIvfPq, Home, Kind,
+};
 use common::oracle::{Oracle, Tally};
 use half::f16;
 use ndarray::{Array2, ArrayView2, s};
@@ -199,7 +201,7 @@ impl<K: Kind, T: Element> Case<K, T> {
         assert!(stats.len == 0 || stats.key_map_bytes > 0, "`get` has needed the key map");
         assert!(stats.twins <= stats.len && !stats.instruction_set.is_empty());
         let in_graph = stats.len - stats.twins;
-        assert_eq!(stats.links[0] > 0, !K::EXACT && in_graph > 1);
+        assert_eq!(stats.links[0] > 0, K::DEGREE > 0 && in_graph > 1);
         assert!(stats.links[0] <= K::DEGREE * stats.slots);
     }
 
@@ -382,4 +384,8 @@ homes! {
     compact_under_latches: ACompact, Home::Latches;
     coded_hnsw_in_memory: ACodedHnsw, Home::Memory;
     coded_hnsw_under_latches: ACodedHnsw, Home::Latches;
+    ivfpq_in_memory: AnIvfPq, Home::Memory;
+    ivfpq_in_a_file: AnIvfPq, Home::File;
+    ivfpq_under_latches: AnIvfPq, Home::Latches;
+    ivfpq_of_bytes: ByteIvfPq, Home::Memory;
 }

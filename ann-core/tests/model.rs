@@ -4,7 +4,7 @@
 mod common;
 
 use ann_core::{AddOptions, Element, Filter, Index, Metric, Search};
-use common::home::{ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, Home, Kind};
+use common::home::{ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, AnIvfPq, ByteIvfPq, Home, Kind};
 use common::oracle::{Oracle, Tally};
 use ndarray::{Array2, Axis};
 use proptest::collection::vec;
@@ -264,4 +264,14 @@ fn compact() {
 #[test]
 fn coded_hnsw() {
     run::<ACodedHnsw>(150);
+}
+
+#[test]
+fn ivfpq() {
+    run::<AnIvfPq>(200);
+}
+
+#[test]
+fn ivfpq_of_bytes() {
+    run::<ByteIvfPq>(100);
 }

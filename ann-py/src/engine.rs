@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ann_core::{
-    AnyIndex, DEFAULT_EF, DType, DiskAnn, Error, Flat, Hit, Hnsw, Index, MAX_BEAM, MAX_DIM,
-    MemStore, Metric, PageStore, Search,
+    AddOptions, AnyIndex, DEFAULT_EF, DType, DiskAnn, Error, Flat, Hit, Hnsw, Index, IvfPq,
+    MAX_BEAM, MAX_DIM, MAX_EF, MemStore, Metric, PageStore, Search,
 };
 use ndarray::{Array1, Array2, s};
 use numpy::{IntoPyArray, PyReadonlyArray1, ToPyArray};
@@ -21,6 +21,17 @@ use crate::insert::{Rows, insert};
 use crate::search::{at_row, each};
 use crate::shared::{Held, Shared};
 use crate::{any, typed};
+
+/// Evaluates `$body` with `$index` as the IVF-PQ index inside a [`Held`]; the Python class offers no other.
+macro_rules! lists_of {
+    ($held:expr, $index:ident => $body:expr) => {
+        match $held {
+            Held::IvfPq($index) => $body,
+            Held::IvfPqFile($index) => $body,
+            _ => Err(unknown_kind().into()),
+        }
+    };
+}
 
 /// An index and what never changes about it.
 #[pyclass(frozen, module = "ann._ann")]
@@ -48,12 +59,15 @@ pub struct Engine {
     alpha: Option<f32>,
     #[pyo3(get)]
     placement: Option<String>,
+    /// Sub-quantizers of a code; `None` unless it is an IVF-PQ index.
+    #[pyo3(get)]
+    subvectors: Option<usize>,
 }
 
-/// k, ef and beam of a search.
-type Sizes<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
+/// k of a search, and what it is asked to do: ef, beam, probes, rerank.
+type Sizes<'py> = (Bound<'py, PyAny>, [Option<Bound<'py, PyAny>>; 4]);
 
-/// Kind, links, candidates; bits of a code, what vectors are stored as; alpha, where codes are.
+/// Kind, links (or sub-quantizers), candidates; bits of a code, what vectors are stored as; alpha, where codes are.
 type Measures = (&'static str, [Option<usize>; 2], Kept, (Option<f32>, Option<String>));
 
 /// Bits of a code, and what vectors are stored as. Of an index to be made: what suits it if there are no bits, its own
@@ -71,11 +85,17 @@ impl Engine {
             let own = (Some(index.alpha()), Some(index.placement().to_string()));
             ("diskann", [Some(index.degree()), Some(index.build_list_size())], kept, own)
         }
+        fn ivfpq<S: PageStore>(index: &IvfPq<S>) -> Measures {
+            let kept = (Some(index.bits()), Some(index.vectors().to_string()));
+            ("ivfpq", [Some(index.subvectors()), None], kept, (None, None))
+        }
         let (kind, [links, candidates], kept, own) = match &held {
             Held::Hnsw(index) => hnsw(index),
             Held::HnswFile(index) => hnsw(index),
             Held::DiskAnn(index) => diskann(index),
             Held::DiskAnnFile(index) => diskann(index),
+            Held::IvfPq(index) => ivfpq(index),
+            Held::IvfPqFile(index) => ivfpq(index),
             Held::Flat(_) | Held::FlatFile(_) => ("flat", [None, None], (None, None), (None, None)),
         };
         let ((code_bits, vectors), (alpha, placement)) = (kept, own);
@@ -85,7 +105,8 @@ impl Engine {
             metric: index.metric(),
             kind,
             dim: index.dim(),
-            links,
+            links: links.filter(|_| kind != "ivfpq"),
+            subvectors: links.filter(|_| kind == "ivfpq"),
             candidates,
             code_bits,
             vectors,
@@ -128,14 +149,14 @@ impl Engine {
             self.check_dim(rows.ncols())?;
             py.detach(|| {
                 let len = any!(self.shared.read().index()?, index => index.len());
-                let ef = search.ef.map(|ef| ef.max(search.k));
+                let ef = search.rerank.or(search.ef).map(|ef| ef.max(search.k));
                 let prepared = filter.prepare(ef, len);
                 if let Prepared::Keys(_) = prepared {
                     // The first list makes the index map all its keys, which takes a while.
                     any!(self.shared.read_long().index()?, index => index.contains(0))?;
                 }
                 let search = search.filter(prepared.filter());
-                let pool = search.ef.unwrap_or(DEFAULT_EF).max(search.k);
+                let pool = search.rerank.or(search.ef).unwrap_or(DEFAULT_EF).max(search.k);
                 each(&self.shared, filter, threads, pool, found, |held, first, found| {
                     let rows = rows.slice(s![first..first + found.len(), ..]);
                     let all = any!(held, index => match radius {
@@ -217,6 +238,34 @@ impl Engine {
     }
 
     #[staticmethod]
+    fn ivfpq(
+        dim: &Bound<'_, PyAny>,
+        metric: &str,
+        dtype: &str,
+        measures: (Option<Bound<'_, PyAny>>, Option<Bound<'_, PyAny>>, Bound<'_, PyAny>),
+        kept: (Option<String>, bool),
+        seed: &Bound<'_, PyAny>,
+    ) -> Answer<Engine> {
+        let ((lists, subvectors, bits), (vectors, anisotropic)) = (measures, kept);
+        let mut builder = IvfPq::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
+            .metric(metric.parse()?)
+            .dtype(dtype.parse()?)
+            .bits(whole("bits", &bits, 1..=255)? as u8)
+            .anisotropic(anisotropic)
+            .seed(whole("seed", seed, 0..=u64::MAX)? as u64);
+        if let Some(lists) = lists {
+            builder = builder.lists(whole("lists", &lists, 1..=u64::MAX)?);
+        }
+        if let Some(subvectors) = subvectors {
+            builder = builder.subvectors(whole("subvectors", &subvectors, 1..=u64::MAX)?);
+        }
+        if let Some(vectors) = vectors {
+            builder = builder.vectors(vectors.parse()?);
+        }
+        Ok(Engine::new(Held::IvfPq(builder.build()?), true))
+    }
+
+    #[staticmethod]
     fn flat(dim: &Bound<'_, PyAny>, metric: &str, dtype: &str) -> Answer<Engine> {
         let index = Flat::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
             .metric(metric.parse()?)
@@ -290,6 +339,80 @@ impl Engine {
         Ok(ids.into_pyarray(py).into_any())
     }
 
+    /// Learns lists and codes from rows; only of an IVF-PQ index.
+    fn train(
+        &self,
+        py: Python<'_>,
+        x: &Bound<'_, PyAny>,
+        threads: &Bound<'_, PyAny>,
+    ) -> Answer<()> {
+        self.check_writable()?;
+        let threads = input::threads(threads)?;
+        let vectors = self.vectors(x)?;
+        let _turn = self.shared.take_turn(py)?;
+        typed!(vectors, rows => py.detach(|| {
+            let mut raised = None;
+            let trained = self.shared.write(|held| {
+                let mut told = |_: usize, _: usize| {
+                    let seen = Python::attach(|py| py.check_signals());
+                    seen.map_err(|error| raised = Some(error)).is_ok()
+                };
+                let options = AddOptions::new().threads(threads).progress(&mut told);
+                lists_of!(held, index => Ok(index.train(rows, options)?))
+            });
+            raised.map_or(trained, |raised| Err(raised.into()))
+        }))
+    }
+
+    /// Probes, rerank and recall, chosen for a recall; only of an IVF-PQ index.
+    fn tune(
+        &self,
+        py: Python<'_>,
+        q: &Bound<'_, PyAny>,
+        k: &Bound<'_, PyAny>,
+        recall: f64,
+        threads: &Bound<'_, PyAny>,
+    ) -> Answer<(usize, usize, f64)> {
+        self.check_writable()?;
+        let (k, threads) = (whole("k", k, 1..=u64::MAX)?, input::threads(threads)?);
+        let queries = self.vectors(q)?;
+        let _turn = self.shared.take_turn(py)?;
+        typed!(queries, rows => py.detach(|| {
+            self.shared.write(|held| lists_of!(held, index => {
+                let tuned = index.tune(rows, k, recall, threads)?;
+                Ok((tuned.probes, tuned.rerank, tuned.recall))
+            }))
+        }))
+    }
+
+    /// Joins sparse blocks; only of an IVF-PQ index.
+    fn compact(&self, py: Python<'_>) -> Answer<()> {
+        self.check_writable()?;
+        let _turn = self.shared.take_turn(py)?;
+        py.detach(|| self.shared.write(|held| lists_of!(held, index => Ok(index.compact()?))))
+    }
+
+    /// Splits long lists and gives away tiny ones; only of an IVF-PQ index.
+    fn rebalance(&self, py: Python<'_>, threads: &Bound<'_, PyAny>) -> Answer<()> {
+        self.check_writable()?;
+        let threads = input::threads(threads)?;
+        let _turn = self.shared.take_turn(py)?;
+        py.detach(|| {
+            self.shared.write(|held| lists_of!(held, index => Ok(index.rebalance(threads)?)))
+        })
+    }
+
+    /// Lists in use, and the defaults of searches; only of an IVF-PQ index.
+    fn measures(&self, py: Python<'_>) -> Answer<(usize, usize, usize)> {
+        py.detach(|| {
+            let reading = self.shared.read();
+            lists_of!(reading.index()?, index => {
+                let (probes, rerank) = index.defaults();
+                Ok((index.lists()?, probes, rerank))
+            })
+        })
+    }
+
     fn remove(&self, py: Python<'_>, ids: PyReadonlyArray1<'_, i64>) -> Answer<usize> {
         self.check_writable()?;
         let keys: Vec<u64> = ids.as_array().iter().map(|&id| id as u64).collect();
@@ -306,11 +429,17 @@ impl Engine {
         filter: Option<Given<'py>>,
         threads: &Bound<'py, PyAny>,
     ) -> Answer<Bound<'py, PyTuple>> {
-        let (k, ef, beam) = sizes;
+        let (k, [ef, beam, probes, rerank]) = sizes;
         let k = whole("k", &k, 1..=u64::MAX)?;
         let mut search = options(k, ef.as_ref())?;
         if let Some(beam) = beam {
             search = search.beam(whole("beam", &beam, 1..=MAX_BEAM as u64)?);
+        }
+        if let Some(probes) = probes {
+            search = search.probes(whole("probes", &probes, 1..=MAX_EF as u64)?);
+        }
+        if let Some(rerank) = rerank {
+            search = search.rerank(whole("rerank", &rerank, 1..=MAX_EF as u64)?);
         }
         let threads = input::threads(threads)?;
         let queries = self.vectors(q)?;
@@ -441,6 +570,7 @@ impl Engine {
             match index {
                 Held::HnswFile(index) => Ok(index.store().verify_pages()?),
                 Held::DiskAnnFile(index) => Ok(index.store().verify_pages()?),
+                Held::IvfPqFile(index) => Ok(index.store().verify_pages()?),
                 Held::FlatFile(index) => Ok(index.store().verify_pages()?),
                 _ => Ok(()),
             }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use ann_core::{
-    AddOptions, Element, Error, Flat, Graph, Index, Insertion, PageStore, Search, Topology,
+    AddOptions, Element, Error, Flat, Graph, Index, Insertion, IvfPq, PageStore, Search, Topology,
 };
 use ndarray::{ArrayView2, s};
 use pyo3::prelude::*;
@@ -45,6 +45,12 @@ pub fn insert<T: Element>(
     report: Option<&Bound<'_, PyAny>>,
 ) -> Answer<Vec<u64>> {
     let mut work = py.detach(|| Work::new(shared, rows))?;
+    if let Work::Flat(work) = &mut work
+        && work.at_once
+    {
+        let report = report.map(|report| report.clone().unbind());
+        py.detach(|| work.load(shared, report))?;
+    }
     loop {
         py.detach(|| work.run(shared, SLICE))?;
         let seen = py.check_signals().and_then(|()| match report {
@@ -86,6 +92,8 @@ impl<'a, T: Element> Work<'a, T> {
             Held::HnswFile(index) => Work::graph(index, rows)?,
             Held::DiskAnn(index) => Work::graph(index, rows)?,
             Held::DiskAnnFile(index) => Work::graph(index, rows)?,
+            Held::IvfPq(index) => Work::lists(index, rows)?,
+            Held::IvfPqFile(index) => Work::lists(index, rows)?,
             Held::Flat(index) => Work::Flat(FlatWork::new(index, rows)?),
             Held::FlatFile(index) => Work::Flat(FlatWork::new(index, rows)?),
         };
@@ -100,6 +108,15 @@ impl<'a, T: Element> Work<'a, T> {
         let insertion = Insertion::new(index, vectors, keys.as_deref(), replace, threads)?;
         check_ids(insertion.keys())?;
         Ok(Work::Graph { insertion: Box::new(insertion), replace })
+    }
+
+    /// Rows for lists: those that come to an empty index train it, and go in at once.
+    fn lists<S: PageStore>(index: &IvfPq<S>, rows: Rows<'a, T>) -> Answer<Work<'a, T>> {
+        let threads = rows.threads;
+        let mut work = FlatWork::new(index, rows)?;
+        work.at_once = index.is_empty();
+        work.threads = threads;
+        Ok(Work::Flat(work))
     }
 
     fn progress(&self) -> usize {
@@ -186,10 +203,13 @@ struct FlatWork<'a, T> {
     rows: Rows<'a, T>,
     /// The keys of the rows that are in.
     keys: Vec<u64>,
+    /// Whether all rows go in in one write.
+    at_once: bool,
+    threads: usize,
 }
 
 impl<'a, T: Element> FlatWork<'a, T> {
-    fn new<S: PageStore>(index: &Flat<S>, rows: Rows<'a, T>) -> Answer<FlatWork<'a, T>> {
+    fn new(index: &impl Index, rows: Rows<'a, T>) -> Answer<FlatWork<'a, T>> {
         // As queries to an index without vectors, all rows are checked and nothing is searched.
         let empty =
             Flat::builder(index.dim()).metric(index.metric()).dtype(index.dtype()).build()?;
@@ -210,7 +230,40 @@ impl<'a, T: Element> FlatWork<'a, T> {
                 _ => {}
             }
         }
-        Ok(FlatWork { rows, keys: Vec::new() })
+        Ok(FlatWork { rows, keys: Vec::new(), at_once: false, threads: 1 })
+    }
+
+    /// Puts all rows into an index that is still empty: nobody has anything to search for meanwhile.
+    fn load(&mut self, shared: &Shared, report: Option<Py<PyAny>>) -> Answer<()> {
+        let Rows { vectors, keys, threads, .. } = &self.rows;
+        let mut raised = None;
+        let mut told = |done: usize, total: usize| {
+            let seen = Python::attach(|py| {
+                py.check_signals()?;
+                report.as_ref().map_or(Ok(()), |report| report.call1(py, (done, total)).map(drop))
+            });
+            seen.map_err(|error| raised = Some(error)).is_ok()
+        };
+        let options = AddOptions::new().threads(*threads).progress(&mut told);
+        let added = shared.write(|held| {
+            any!(held, index => {
+                let added = index.add(*vectors, keys.as_deref(), options)?;
+                match check_ids(&added) {
+                    Ok(()) => Ok(added),
+                    Err(failure) => {
+                        index.remove(&added)?;
+                        Err(failure)
+                    }
+                }
+            })
+        });
+        match (added, raised) {
+            (Err(_), Some(raised)) => Err(raised.into()),
+            (added, _) => {
+                self.keys = added?;
+                Ok(())
+            }
+        }
     }
 
     fn step(&mut self, index: &mut impl Index) -> Answer<()> {
@@ -219,7 +272,7 @@ impl<'a, T: Element> FlatWork<'a, T> {
         let row_bytes = (vectors.ncols() * size_of::<T>()).max(1);
         let end = count.min(start + (WRITE_BYTES / row_bytes).clamp(1, WRITE_ROWS));
         let part = vectors.slice(s![start..end, ..]);
-        let options = AddOptions::new().threads(1);
+        let options = AddOptions::new().threads(self.threads);
         match keys.as_ref().map(|keys| &keys[start..end]) {
             Some(keys) if *replace => {
                 index.update(part, keys, options)?;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use ann_core::{AnyIndex, DiskAnn, Flat, Hnsw, MemStore, MmapStore};
+use ann_core::{AnyIndex, DiskAnn, Flat, Hnsw, IvfPq, MemStore, MmapStore};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use pyo3::prelude::*;
 
@@ -37,6 +37,8 @@ pub enum Held {
     HnswFile(Hnsw<MmapStore>),
     DiskAnn(DiskAnn<MemStore>),
     DiskAnnFile(DiskAnn<MmapStore>),
+    IvfPq(IvfPq<MemStore>),
+    IvfPqFile(IvfPq<MmapStore>),
     Flat(Flat<MemStore>),
     FlatFile(Flat<MmapStore>),
 }
@@ -50,6 +52,8 @@ macro_rules! any {
             $crate::shared::Held::HnswFile($index) => $body,
             $crate::shared::Held::DiskAnn($index) => $body,
             $crate::shared::Held::DiskAnnFile($index) => $body,
+            $crate::shared::Held::IvfPq($index) => $body,
+            $crate::shared::Held::IvfPqFile($index) => $body,
             $crate::shared::Held::Flat($index) => $body,
             $crate::shared::Held::FlatFile($index) => $body,
         }
@@ -62,6 +66,7 @@ impl Held {
         match index {
             AnyIndex::Hnsw(index) => Some(Held::Hnsw(index)),
             AnyIndex::DiskAnn(index) => Some(Held::DiskAnn(index)),
+            AnyIndex::IvfPq(index) => Some(Held::IvfPq(index)),
             AnyIndex::Flat(index) => Some(Held::Flat(index)),
             _ => None,
         }
@@ -72,6 +77,7 @@ impl Held {
         match index {
             AnyIndex::Hnsw(index) => Some(Held::HnswFile(index)),
             AnyIndex::DiskAnn(index) => Some(Held::DiskAnnFile(index)),
+            AnyIndex::IvfPq(index) => Some(Held::IvfPqFile(index)),
             AnyIndex::Flat(index) => Some(Held::FlatFile(index)),
             _ => None,
         }

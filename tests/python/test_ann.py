@@ -14,7 +14,7 @@ from datasets.load import load
 
 METRICS = ("l2sq", "ip", "cosine")
 DTYPES = {"f32": np.float32, "f16": np.float16, "i8": np.int8, "u8": np.uint8}
-KINDS = (ann.HNSW, ann.DiskANN, ann.Flat)
+KINDS = (ann.HNSW, ann.DiskANN, ann.IVFPQ, ann.Flat)
 DIM = 24
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -532,7 +532,10 @@ def test_stats(kind: type[ann.Index]) -> None:
     assert stats["bytes"] >= sum(stats["bytes_by_part"].values()) >= 400 * DIM * 4
     assert stats["key_map_bytes"] > 0
     assert set(stats) == set(ann.Stats.__annotations__)
-    if kind is not ann.Flat:
+    if kind is ann.IVFPQ:
+        assert (stats["kind"], stats["layout"], stats["slots"]) == ("ivfpq", "lists", 400)
+        assert (stats["code_bits"], stats["tombstones"], stats["links"]) == (4, 0, 0)
+    elif kind is not ann.Flat:
         name = kind.__name__.lower()
         assert (stats["kind"], stats["tombstones"], stats["slots"]) == (name, 2, 400)
         assert (stats["bytes_by_part"]["codes"] > 0) == (kind is ann.DiskANN)

@@ -16,7 +16,7 @@ import pytest
 
 import ann
 
-kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.Flat])
+kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.IVFPQ, ann.Flat])
 X = np.random.default_rng(0).normal(size=(800, 12)).astype(np.float32)
 
 

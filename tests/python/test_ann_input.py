@@ -9,7 +9,7 @@ import pytest
 
 import ann
 
-kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.Flat])
+kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.IVFPQ, ann.Flat])
 X = np.random.default_rng(0).integers(-100, 100, size=(60, 4)).astype(np.float32)
 LARGEST = 2**63 - 1
 
@@ -226,6 +226,11 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "code of a hierarchy": ("HNSW(4, code='auto')", "code = 'auto' is not allowed"),
     "vectors": ("DiskANN(4, vectors='u8')", "vectors = u8 is not allowed: f32 or f16"),
     "vectors of bytes": ("DiskANN(4, dtype='i8', vectors='f16')", "vectors = f16 is not allowed"),
+    "lists": ("IVFPQ(4, lists=0)", "lists = 0 is not allowed: at least 1"),
+    "subvectors": ("IVFPQ(4, subvectors=5)", "subvectors = 5 is not allowed: from 1 to 4"),
+    "bits": ("IVFPQ(4, bits=5)", "bits = 5 is not allowed: 4 or 8"),
+    "code of lists": ("IVFPQ(4, code='rabitq')", "code = 'rabitq' is not allowed: 'pq'"),
+    "rerank": ("IVFPQ(4, rerank='u8')", "vectors = u8 is not allowed: f32 or f16"),
     "seed": ("HNSW(4, seed=-1)", "seed = -1 is not allowed: at least 0"),
 }
 

@@ -19,7 +19,7 @@ import pytest
 
 import ann
 
-kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.Flat])
+kinds = pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.IVFPQ, ann.Flat])
 DIM = 32
 X = np.random.default_rng(0).normal(size=(16_000, DIM)).astype(np.float32)
 

@@ -40,7 +40,7 @@ def test_usage_as_types_have_it(tmp_path: Path) -> None:
     links: int = stats["bytes_by_part"]["links"]
     vector: npt.NDArray[Any] = index.get(5)
     index.save(tmp_path / "i")
-    opened: ann.HNSW | ann.DiskANN | ann.Flat = ann.open(tmp_path / "i")
+    opened: ann.HNSW | ann.DiskANN | ann.IVFPQ | ann.Flat = ann.open(tmp_path / "i")
     with ann.open(str(tmp_path / "i")) as same:
         assert 5 in same
     assert isinstance(opened, ann.HNSW)

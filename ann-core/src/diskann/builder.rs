@@ -97,7 +97,7 @@ impl DiskAnnBuilder {
     ///
     /// `None` keeps only codes of them, by node. Links of later vectors are then chosen by these, and results carry
     /// estimates, squared distances near zero even below it, unless a search is given the caller's own distances
-    /// ([`crate::Search::rerank`]). Codes are relative to the mean of the vectors that are added first, if these are 32
+    /// ([`crate::Search::exact`]). Codes are relative to the mean of the vectors that are added first, if these are 32
     /// or more in one call.
     pub fn vectors(mut self, vectors: impl Into<Option<DType>>) -> DiskAnnBuilder {
         self.vectors = vectors.into();

@@ -276,7 +276,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             }
             let Some(distance) = exact(key)? else { continue };
             if distance.is_nan() {
-                return Err(Error::parameter("rerank", distance, "a distance for each key"));
+                return Err(Error::parameter("exact", distance, "a distance for each key"));
             }
             if distance <= bound {
                 let at = hits.partition_point(|hit| hit.distance <= distance);

@@ -171,7 +171,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         self.rows.query(query, row, &mut scratch.row, &mut scratch.probe)?;
         if let Some(ids) = &plan.exact {
             let cost = Cost { hops: 0, distances: ids.len() as u64 };
-            if let Some(exact) = options.rerank {
+            if let Some(exact) = options.exact {
                 let limits = (options.k, f32::INFINITY);
                 return Ok((self.scan_by(scratch, ids, limits, exact)?, cost));
             }
@@ -193,7 +193,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         options: &Search<'_>,
     ) -> Result<Vec<Hit>> {
         let found = self.found(scratch).admitted();
-        let Some(exact) = options.rerank else {
+        let Some(exact) = options.exact else {
             let within = found.take_while(|&(distance, _)| distance <= radius);
             return self.hits(within, matcher, k);
         };
@@ -229,8 +229,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Checks options at the door.
     fn check(&self, options: &Search<'_>) -> Result<()> {
         options.check()?;
-        match options.rerank.is_some() && self.rows.has_vectors() {
-            true => Err(Error::parameter("rerank", "given", "none: the index keeps its vectors")),
+        match options.exact.is_some() && self.rows.has_vectors() {
+            true => Err(Error::parameter("exact", "given", "none: the index keeps its vectors")),
             false => Ok(()),
         }
     }
@@ -381,12 +381,12 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         let scratch = &mut *self.scratch();
         self.rows.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         if let Some(ids) = &plan.exact {
-            if let Some(exact) = options.rerank {
+            if let Some(exact) = options.exact {
                 return self.scan_by(scratch, ids, (usize::MAX, radius), exact);
             }
             return self.scan(scratch, ids, usize::MAX, radius);
         }
-        if self.rows.has_vectors() || options.rerank.is_some() {
+        if self.rows.has_vectors() || options.exact.is_some() {
             scratch.probe.asked.set_radius(radius);
         }
         let sizes = (options.pool_size(), options.pool_size());

@@ -9,6 +9,7 @@
 
 use crate::element::{DType, MAX_DIM};
 
+pub mod adc;
 pub mod fastscan;
 pub mod hadamard;
 mod lanes;

@@ -44,6 +44,21 @@ impl Change {
         Ok(())
     }
 
+    /// Makes the change conditional: the page's body must still have `bytes` at `offset`.
+    pub(crate) fn expect(&mut self, page: PageId, offset: usize, bytes: &[u8]) {
+        self.edit(page, offset, bytes, true);
+    }
+
+    /// How many pages the change touches.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Whether the change touches a page already.
+    pub(crate) fn touches(&self, page: PageId) -> bool {
+        self.pages.contains(&page)
+    }
+
     /// Makes the change conditional: the record must still begin with these bytes.
     pub(crate) fn expect_record(&mut self, array: &Array, id: u32, bytes: &[u8]) -> Result<()> {
         let (page, offset) = array.locate(id).ok_or_else(|| missing(id))?;

@@ -45,6 +45,8 @@ pub enum Kind {
     Hnsw = 2,
     /// Graph with the codes of neighbours beside its links.
     DiskAnn = 3,
+    /// Inverted lists of product-quantized codes.
+    IvfPq = 4,
 }
 
 impl Kind {
@@ -53,6 +55,7 @@ impl Kind {
             1 => Some(Kind::Flat),
             2 => Some(Kind::Hnsw),
             3 => Some(Kind::DiskAnn),
+            4 => Some(Kind::IvfPq),
             _ => None,
         }
     }
@@ -64,6 +67,7 @@ impl std::fmt::Display for Kind {
             Kind::Flat => "Flat",
             Kind::Hnsw => "HNSW",
             Kind::DiskAnn => "DiskANN",
+            Kind::IvfPq => "IVF-PQ",
         })
     }
 }
@@ -172,16 +176,26 @@ pub(crate) struct Meta {
     pub stored: u8,
     /// 1 if codes are by node, 0 if they stand beside links.
     pub by_node: u8,
-    reserved_c: u8,
-    /// Records of the upper-level link array handed out so far.
+    /// IVF-PQ: 1 if codes are chosen for inner products.
+    pub along: u8,
+    /// Records of array 3 handed out so far: upper-level links, or IVF-PQ's blocks.
     pub upper: U32,
     /// DiskANN's alpha, the bits of a float; 0 stands for 1.
     pub alpha: U32,
     /// Pieces of the centre of the codes by node; 0 if none are in use, or without vectors if the centre is zero.
     pub coded: U32,
-    /// Sweeps that have set out to change what slots hold, so that searches beside them can tell.
+    /// Graphs: sweeps that have set out to change what slots hold, so that searches beside them can tell. IVF-PQ: rows
+    /// that training looks at, at most; 0 for what suits the lists.
     pub sweeps: U32,
-    reserved_b: [u8; 20],
+    /// IVF-PQ: the most that a code misses of its vector, the bits of a float.
+    pub error: U32,
+    /// IVF-PQ: lists that a search reads, and candidates that it measures; 0 for what suits the index.
+    pub probes: U32,
+    pub rerank: U32,
+    /// IVF-PQ: rows that there were at the last training.
+    pub trained: U32,
+    /// IVF-PQ: rows at which an index trains itself.
+    pub train_at: U32,
     pub arrays: [ArrayMeta; ARRAYS],
 }
 

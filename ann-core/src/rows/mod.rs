@@ -287,13 +287,19 @@ impl<S: PageStore> Rows<S> {
 
     /// Copies a row, replacing `out`.
     pub(crate) fn row(&self, id: u32, out: &mut Vec<u8>) -> Result<()> {
+        self.copy(VECTORS, id, out)
+    }
+
+    /// Copies a record, on however many pages it lies, replacing `out`.
+    pub(crate) fn copy(&self, number: usize, id: u32, out: &mut Vec<u8>) -> Result<()> {
         out.clear();
-        let array = self.array(VECTORS)?;
+        let array = self.array(number)?;
         if array.span() == 1 {
-            return self.record(VECTORS, id, |row| out.extend_from_slice(row));
+            return self.record(number, id, |row| out.extend_from_slice(row));
         }
         for part in 0..array.span() {
-            let missing = || Error::corrupt(0, format!("vector {id} lies outside its array"));
+            let missing =
+                || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
             let body = self.store.read(array.part(id, part).ok_or_else(missing)?)?;
             out.extend_from_slice(&body[..body.len().min(array.size() - out.len())]);
         }
@@ -470,12 +476,17 @@ impl<S: PageStore> Rows<S> {
 
     /// Writes the vector of a slot that nothing refers to yet. Invisible until the slot is born.
     pub(crate) fn put_row(&mut self, id: u32, row: &[u8]) -> Result<()> {
-        self.reserve(VECTORS, u64::from(id) + 1)?;
+        self.put_whole(VECTORS, id, row)
+    }
+
+    /// Writes a record that nothing refers to yet, on however many pages it lies, one after the other.
+    pub(crate) fn put_whole(&mut self, number: usize, id: u32, row: &[u8]) -> Result<()> {
+        self.reserve(number, u64::from(id) + 1)?;
         let Rows { store, arrays, .. } = self;
-        let Some(array) = &arrays[VECTORS] else {
+        let Some(array) = &arrays[number] else {
             return Ok(());
         };
-        let missing = || Error::corrupt(0, format!("vector {id} lies outside its array"));
+        let missing = || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
         if array.span() == 1 {
             let (page, offset) = array.locate(id).ok_or_else(missing)?;
             return store.write(&[page], |pages| pages.put(0, offset, row));
@@ -554,6 +565,44 @@ impl<S: PageStore> Rows<S> {
             keys.insert(key, id);
         }
         Ok(true)
+    }
+
+    /// Makes new vectors visible, all in one write: `nodes` in the order of [`Rows::free_ids`], which lie on three
+    /// pages at most. The caller has reserved the arrays.
+    pub(crate) fn births(&mut self, nodes: &[(u32, Node)]) -> Result<()> {
+        let before = (self.meta.slots, self.meta.free);
+        let (mut slots, mut free) = before;
+        let mut change = Change::default();
+        for &(id, mut node) in nodes {
+            if id == slots.get() {
+                slots = (id + 1).into();
+            } else {
+                let old = self.node(id)?;
+                if free.get() != id || !old.is(State::Free) {
+                    return Err(self.corrupt_node(id, "it is not the free list's head".into()));
+                }
+                free = old.twin;
+                node.generation = old.generation;
+            }
+            change.put_record(self.array(NODES)?, id, node.as_bytes())?;
+        }
+        let next_key = nodes.iter().map(|(_, node)| node.key.get() + 1).max().unwrap_or(0);
+        let done = self.commit_meta(change, |meta| {
+            if (meta.slots, meta.free) != before {
+                return false;
+            }
+            (meta.slots, meta.free) = (slots, free);
+            meta.live = (meta.live.get() + nodes.len() as u32).into();
+            meta.next_key = meta.next_key.get().max(next_key).into();
+            true
+        })?;
+        if !done {
+            return Err(Error::Changed);
+        }
+        if let Some(keys) = self.keys.get_mut() {
+            nodes.iter().for_each(|(id, node)| keys.insert(node.key.get(), *id));
+        }
+        Ok(())
     }
 
     /// Makes a visible vector a tombstone: searches do not return it any more, its slot waits for a sweep.
@@ -663,8 +712,10 @@ fn check_arrays(meta: &Meta, page_size: usize) -> Result<()> {
         let host = meta.arrays.get(array.host(number));
         let hosted = host.is_some_and(|host| host.host.get() == 0 && host.stride == array.stride);
         let own = array.host.get() == 0;
-        // Only whole vectors may span pages.
-        let spans = number == VECTORS && meta.has_vectors() && whole && own;
+        // Only whole vectors may span pages, and centroids, which are as long.
+        let vectors = number == VECTORS && meta.has_vectors();
+        let centroids = number == UPPER_CODES && meta.kind() == Kind::IvfPq;
+        let spans = (vectors || centroids) && whole && own;
         if !(fits || spans) || !within || !(own || hosted) {
             let what = format!("array {number} has records of {} bytes at {skip}", array.record());
             return Err(Error::corrupt(0, format!("{what} in a stride of {stride}")));

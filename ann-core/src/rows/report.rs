@@ -41,8 +41,9 @@ pub struct Stats {
     pub page_size: usize,
     /// Bytes of all pages in use.
     pub bytes: u64,
-    /// Bytes of pages by part: vectors, nodes, links, upper links (or entry points), codes. Where codes stand in for
-    /// vectors, they are counted as these.
+    /// Bytes of pages by part: vectors, nodes, links, upper links (or entry points), codes; with lists: vectors, nodes,
+    /// lists and what they share (centroids, codebook), nothing, blocks of codes. Where codes stand in for vectors, they
+    /// are counted as these.
     pub bytes_by_part: [u64; 5],
     /// Bytes of the map from keys to slots; 0 until something needs it.
     pub key_map_bytes: usize,
@@ -62,6 +63,8 @@ pub enum Layout {
     FusedLists,
     /// A node's code, far smaller than its vector; links lie elsewhere, and vectors, if they are kept.
     Compact,
+    /// Blocks of codes, list by list; vectors lie elsewhere.
+    Lists,
 }
 
 impl std::fmt::Display for Layout {
@@ -71,6 +74,7 @@ impl std::fmt::Display for Layout {
             Layout::Fused => "fused",
             Layout::FusedLists => "fused lists",
             Layout::Compact => "compact",
+            Layout::Lists => "lists",
         })
     }
 }
@@ -124,6 +128,7 @@ impl<S: PageStore> Rows<S> {
             vectors: self.has_vectors().then_some(self.space.stored),
             code_bits: self.meta.code_bits,
             layout: match self.meta.arrays[VECTORS].host(VECTORS) {
+                _ if self.meta.kind() == Kind::IvfPq => Layout::Lists,
                 WHOLE => Layout::Fused,
                 _ if self.meta.by_node == 1 => Layout::Compact,
                 _ if self.meta.code_bits > 0 => Layout::FusedLists,
@@ -135,15 +140,21 @@ impl<S: PageStore> Rows<S> {
             },
             page_size,
             bytes: u64::from(self.meta.pages.get()) * page_size as u64,
-            bytes_by_part: [
-                bytes(VECTORS),
-                bytes(NODES),
-                bytes(LINKS),
-                bytes(UPPER),
-                bytes(CODES)
-                    + bytes(UPPER_CODES)
-                    + if self.meta.by_node == 1 { bytes(CENTRE) } else { 0 },
-            ],
+            bytes_by_part: match self.meta.kind() {
+                Kind::IvfPq => {
+                    let shared = bytes(CODES) + bytes(UPPER_CODES) + bytes(WHOLE);
+                    [bytes(VECTORS), bytes(NODES), shared, 0, bytes(UPPER)]
+                }
+                _ => [
+                    bytes(VECTORS),
+                    bytes(NODES),
+                    bytes(LINKS),
+                    bytes(UPPER),
+                    bytes(CODES)
+                        + bytes(UPPER_CODES)
+                        + if self.meta.by_node == 1 { bytes(CENTRE) } else { 0 },
+                ],
+            },
             key_map_bytes: self.key_bytes(),
             instruction_set: format!("{:?}", self.space.isa()).to_lowercase(),
         })

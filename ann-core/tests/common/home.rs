@@ -6,8 +6,8 @@ use std::path::Path;
 
 use ann_core::testing::{Latched, LatchedPage};
 use ann_core::{
-    DType, DiskAnn, Flat, Hnsw, Index, MemStore, Metric, MmapStore, PageId, PageStore, Pages,
-    Placement, Result,
+    DType, DiskAnn, Flat, Hnsw, Index, IvfPq, MemStore, Metric, MmapStore, PageId, PageStore,
+    Pages, Placement, Result,
 };
 
 /// A kind of index.
@@ -143,6 +143,52 @@ impl Kind for ACodedHnsw {
 
     fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
         index.sweep(threads)
+    }
+}
+
+/// [`IvfPq`], which trains itself soon and reads half of its lists.
+pub struct AnIvfPq;
+
+impl Kind for AnIvfPq {
+    type Index = IvfPq<AnyStore>;
+    const EXACT: bool = false;
+    const DEGREE: usize = 0;
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        let builder = IvfPq::builder(dim).dtype(dtype).metric(metric);
+        builder.lists(12).train_at(150).seed(7).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        IvfPq::open_in(store)
+    }
+
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
+        index.rebalance(threads)?;
+        index.compact()
+    }
+}
+
+/// [`IvfPq`] with codes of bytes and as many lists as suit the rows: it trains itself again as it grows.
+pub struct ByteIvfPq;
+
+impl Kind for ByteIvfPq {
+    type Index = IvfPq<AnyStore>;
+    const EXACT: bool = false;
+    const DEGREE: usize = 0;
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        let builder = IvfPq::builder(dim).dtype(dtype).metric(metric).bits(8);
+        builder.subvectors(dim.clamp(1, 5)).train_at(60).seed(7).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        IvfPq::open_in(store)
+    }
+
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
+        index.compact()?;
+        index.rebalance(threads)
     }
 }
 

@@ -1,4 +1,4 @@
-"""Approximate nearest neighbour search: HNSW and DiskANN on pages, in memory or in mmap files.
+"""Approximate nearest neighbours: HNSW, DiskANN and IVF-PQ on pages, in memory or in mmap files.
 
 >>> import ann, numpy as np
 >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype("f4")
@@ -14,6 +14,7 @@
 from ann._ann import __version__
 from ann._index import (
     HNSW,
+    IVFPQ,
     Code,
     DiskANN,
     DType,
@@ -22,6 +23,7 @@ from ann._index import (
     Metric,
     Placement,
     Stats,
+    Tuned,
     Vectors,
     open,
 )
@@ -38,6 +40,7 @@ from ann.errors import (
 
 __all__ = [
     "HNSW",
+    "IVFPQ",
     "ChangedError",
     "Code",
     "DType",
@@ -53,6 +56,7 @@ __all__ = [
     "Placement",
     "ReadOnlyError",
     "Stats",
+    "Tuned",
     "UnknownIdError",
     "Vectors",
     "__version__",

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, SupportsIndex, TypedDict, TypeVar, Union
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypedDict, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class Stats(TypedDict):
 
 
 class Index:
-    """What `HNSW`, `DiskANN` and `Flat` have in common.
+    """What `HNSW`, `DiskANN`, `IVFPQ` and `Flat` have in common.
 
     Vectors are rows of `dim` elements. Whatever numpy makes an array of is taken and converted to
     the index's element type; a value that type cannot hold is an error. Arrays are best
@@ -89,7 +89,9 @@ class Index:
     _engine: Engine
 
     def __init__(self) -> None:
-        raise TypeError("make an ann.HNSW, ann.DiskANN or ann.Flat, or open a file with ann.open")
+        raise TypeError(
+            "make an ann.HNSW, ann.DiskANN, ann.IVFPQ or ann.Flat, or open one by ann.open"
+        )
 
     @property
     def dim(self) -> int:
@@ -211,19 +213,19 @@ class Index:
         Raises:
             InputError: a query that could not be added, k or ef out of range.
         """
-        return self._search(q, k, ef, None, filter, threads)
+        return self._search(q, k, [ef, None, None, None], filter, threads)
 
     def _search(
         self,
         q: npt.ArrayLike,
         k: SupportsIndex,
-        ef: SupportsIndex | None,
-        beam: SupportsIndex | None,
+        efforts: list[SupportsIndex | None],
         filter: Filter | None,
         threads: SupportsIndex,
     ) -> tuple[_Ids, _Distances]:
+        """Efforts are ef, beam, probes and rerank."""
         queries = _input.vectors(q, self.dtype)
-        return self._engine.search(queries, (k, ef, beam), _input.chosen(filter), threads)
+        return self._engine.search(queries, (k, efforts), _input.chosen(filter), threads)
 
     def range_search(
         self,
@@ -310,7 +312,7 @@ class Index:
         `code_bits` of a coordinate, whether these are `codes_in_use` (compact ones are from 256
         vectors on), and the `layout`: `"fused"` (a vector, its links and their codes lie together),
         `"fused lists"` (links and their codes do), `"compact"` (a code for each vector, links and
-        vectors elsewhere) or `"apart"`; `bytes` in pages of `page_size`,
+        vectors elsewhere), `"lists"` (codes do, list by list) or `"apart"`; `bytes` in pages of `page_size`,
         and `bytes_by_part`; `key_map_bytes` beside the pages, once ids were looked up; the
         `instruction_set` in use.
         """
@@ -572,7 +574,170 @@ class DiskANN(Index):
         if list_size is not None and ef is not None and list_size != ef:
             raise InputError(f"list_size = {list_size} and ef = {ef} are two names for one number")
         size = ef if list_size is None else list_size
-        return self._search(q, k, size, beam, filter, threads)
+        return self._search(q, k, [size, beam, None, None], filter, threads)
+
+
+class Tuned(NamedTuple):
+    """What `IVFPQ.tune` has found."""
+
+    probes: int
+    rerank: int
+    recall: float
+
+
+class IVFPQ(Index):
+    """An approximate index: lists of near vectors, each entry a code of a few bits.
+
+    A search scores the codes of the lists nearest to the query, 32 at a time in registers, and
+    measures the best by their vectors (product quantization with FastScan). It is built fast, its
+    codes are small, and it is trained by the first vectors: `add` trains it once there are 1024,
+    and again whenever there are four times as many, unless `lists` says how many lists it has.
+    Until then searches are exact.
+
+    Args:
+        dim, metric, dtype: as for `HNSW`.
+        lists: how many; never more than vectors at training. None for twice the root of their
+            number.
+        subvectors: pieces into which a vector is cut for its code, from 1 to dim, which they need
+            not divide. None for one for each two dimensions, from 129 dimensions on for each four.
+        bits: of a piece's code: 4, or 8, which say more for their bytes and are slower.
+        code: `"pq"`.
+        rerank: what vectors are stored as, by which the best are measured: `"f32"` or `"f16"`; None
+            for `dtype`.
+        anisotropic: whether codes under `"ip"` and `"cosine"` are chosen for what they say of near
+            queries (arXiv 1908.10396).
+        seed: of the training, from 0 to 2**64 - 1.
+
+    Raises:
+        InputError: a parameter out of its range.
+
+    >>> import ann, numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(3000, 16)).astype("f4")
+    >>> index = ann.IVFPQ(16)
+    >>> ids = index.add(x)
+    >>> index.lists
+    93
+    >>> index.search(x[42], k=1, probes=10, rerank=50)[0].tolist()
+    [42]
+    """
+
+    __slots__ = ()
+    _parameters = ("lists", "subvectors", "bits", "rerank")
+
+    def __init__(
+        self,
+        dim: SupportsIndex,
+        *,
+        metric: Metric = "l2sq",
+        dtype: DType = "f32",
+        lists: SupportsIndex | None = None,
+        subvectors: SupportsIndex | None = None,
+        bits: SupportsIndex = 4,
+        code: Literal["pq"] = "pq",
+        rerank: DType | None = None,
+        anisotropic: bool = True,
+        seed: SupportsIndex = 0,
+    ) -> None:
+        if code != "pq":
+            raise InputError(f"code = {code!r} is not allowed: 'pq'")
+        measures = (lists, subvectors, bits)
+        self._engine = Engine.ivfpq(dim, metric, dtype, measures, (rerank, anisotropic), seed)
+
+    @property
+    def lists(self) -> int:
+        """Lists in use; 0 until the index is trained."""
+        return self._engine.measures()[0]
+
+    @property
+    def subvectors(self) -> int:
+        """Pieces of a vector that have a code each."""
+        subvectors: int = self._engine.subvectors
+        return subvectors
+
+    @property
+    def bits(self) -> int:
+        """Bits of a piece's code."""
+        return self._engine.code_bits or 4
+
+    @property
+    def rerank(self) -> DType:
+        """What vectors are stored as."""
+        rerank: DType = self._engine.vectors
+        return rerank
+
+    @property
+    def defaults(self) -> tuple[int, int]:
+        """The `probes` of a search that is not told them, and its `rerank` at k=10."""
+        return self._engine.measures()[1:]
+
+    def train(self, x: npt.ArrayLike, *, threads: SupportsIndex = 0) -> None:
+        """Learns lists and codes from vectors, which need not be in the index.
+
+        `add` does so by itself. This is for vectors that come a few at a time, or not in the
+        proportions of all that will. Vectors in the index are put into the new lists.
+
+        Raises:
+            InputError: as `add`; no vectors.
+        """
+        self._engine.train(_input.vectors(x, self.dtype), threads)
+
+    def tune(
+        self,
+        queries: npt.ArrayLike,
+        k: SupportsIndex = 10,
+        *,
+        recall: float = 0.95,
+        threads: SupportsIndex = 0,
+    ) -> Tuned:
+        """Finds the cheapest `probes` and `rerank` that reach a recall, and keeps them.
+
+        Up to 256 of the queries are searched for exactly and in many other ways. Searches that are
+        not told otherwise use what was found; it is saved with the index.
+
+        Raises:
+            InputError: no queries, or a recall that is not above 0 and at most 1.
+        """
+        sample = _input.vectors(queries, self.dtype)
+        return Tuned(*self._engine.tune(sample, k, float(recall), threads))
+
+    def compact(self) -> None:
+        """Joins what removed vectors have left sparse; searches wait until that is done."""
+        self._engine.compact()
+
+    def rebalance(self, *, threads: SupportsIndex = 0) -> None:
+        """Splits lists that have grown past twice the mean, and gives tiny ones away.
+
+        For an index that has got many vectors unlike those that it was trained on. Searches wait
+        until that is done.
+        """
+        self._engine.rebalance(threads)
+
+    def search(
+        self,
+        q: npt.ArrayLike,
+        k: SupportsIndex = 10,
+        *,
+        probes: SupportsIndex | None = None,
+        rerank: SupportsIndex | None = None,
+        ef: SupportsIndex | None = None,
+        filter: Filter | None = None,
+        threads: SupportsIndex = 0,
+    ) -> tuple[_Ids, _Distances]:
+        """Finds the k nearest vectors of each query; see `Index.search`.
+
+        Args:
+            q, k, filter, threads: as there.
+            probes: lists that are read, from 1 to 1,000,000: more finds more and takes longer. None
+                for what `tune` has found, else a sixteenth of the lists, or 8.
+            rerank: candidates that are measured, from 1 to 1,000,000; `ef` is another name for it.
+                None for what `tune` has found, else 4 k + 40.
+
+        Raises:
+            InputError: as there; `rerank` and `ef` that differ.
+        """
+        if rerank is not None and ef is not None and rerank != ef:
+            raise InputError(f"rerank = {rerank} and ef = {ef} are two names for one number")
+        return self._search(q, k, [ef, None, probes, rerank], filter, threads)
 
 
 class Flat(Index):
@@ -597,7 +762,7 @@ class Flat(Index):
         self._engine = Engine.flat(dim, metric, dtype)
 
 
-def open(path: _Path, writable: bool = False) -> HNSW | DiskANN | Flat:
+def open(path: _Path, writable: bool = False) -> HNSW | DiskANN | IVFPQ | Flat:
     """Opens a saved index. The file is mapped, not read: that takes no time, whatever the size.
 
     Args:
@@ -625,11 +790,13 @@ def _code(engine: Engine) -> Code | None:
     return next(code for code, of in _CODES.items() if of == bits)
 
 
-def _of_its_kind(engine: Engine) -> HNSW | DiskANN | Flat:
+def _of_its_kind(engine: Engine) -> HNSW | DiskANN | IVFPQ | Flat:
     if engine.kind == "hnsw":
         return _wrap(engine, HNSW)
     if engine.kind == "diskann":
         return _wrap(engine, DiskANN)
+    if engine.kind == "ivfpq":
+        return _wrap(engine, IVFPQ)
     return _wrap(engine, Flat)
 
 

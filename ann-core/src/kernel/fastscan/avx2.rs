@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Block, FULL, Functions, Halves, Sums, Terms, functions};
+use super::{Addends, BLOCK, Block, FULL, Functions, Halves, Line, Sums, Terms, functions};
 
 functions!(Codes, "avx2,f16c");
 
@@ -126,6 +126,25 @@ impl Sums for Codes {
             below |= (_mm256_movemask_ps(less) as u32) << at;
             // SAFETY: as above.
             unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(at), estimates) };
+        }
+        below
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn distances(self, addends: &Addends, line: Line, out: &mut [f32; BLOCK]) -> u32 {
+        let mut below = 0;
+        for (i, sums) in self.0.into_iter().enumerate() {
+            let at = 8 * i;
+            // SAFETY: number `at` and the 7 behind it are within the array.
+            let addends = unsafe { _mm256_loadu_ps(addends.as_ptr().cast::<f32>().add(at)) };
+            let scaled = _mm256_mul_ps(_mm256_set1_ps(line.delta), _mm256_cvtepi32_ps(sums));
+            let from = _mm256_add_ps(_mm256_set1_ps(line.base), addends);
+            let distances = _mm256_add_ps(from, scaled);
+            let less = _mm256_cmp_ps::<_CMP_LT_OQ>(distances, _mm256_set1_ps(line.bound));
+            below |= (_mm256_movemask_ps(less) as u32) << at;
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(at), distances) };
         }
         below
     }

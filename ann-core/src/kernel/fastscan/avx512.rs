@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Block, FULL, Functions, Halves, Sums, Terms, functions};
+use super::{Addends, BLOCK, Block, FULL, Functions, Halves, Line, Sums, Terms, functions};
 
 functions!(Codes, "avx512f,avx512bw,avx512vl");
 
@@ -144,6 +144,25 @@ impl Sums for Codes {
             below |= u32::from(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(estimates, bound)) << at;
             // SAFETY: as above.
             unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(at), estimates) };
+        }
+        below
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn distances(self, addends: &Addends, line: Line, out: &mut [f32; BLOCK]) -> u32 {
+        let mut below = 0;
+        for (i, sums) in self.0.into_iter().enumerate() {
+            let at = 16 * i;
+            // SAFETY: number `at` and the 15 behind it are within the array.
+            let addends = unsafe { _mm512_loadu_ps(addends.as_ptr().cast::<f32>().add(at)) };
+            let scaled = _mm512_mul_ps(_mm512_set1_ps(line.delta), _mm512_cvtepi32_ps(sums));
+            let from = _mm512_add_ps(_mm512_set1_ps(line.base), addends);
+            let distances = _mm512_add_ps(from, scaled);
+            let bound = _mm512_set1_ps(line.bound);
+            below |= u32::from(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(distances, bound)) << at;
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(at), distances) };
         }
         below
     }

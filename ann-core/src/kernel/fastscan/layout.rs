@@ -43,7 +43,39 @@ pub fn get(planes: &[u8], bits: u8, slot: usize, codes: &mut [u8]) {
     }
 }
 
-/// Checks the arguments of both; by how much a code's nibbles are shifted.
+/// Bytes of 32 codes of `subs` nibbles, zeros to an even number of them included.
+pub fn nibble_bytes(subs: usize) -> usize {
+    subs.next_multiple_of(2) * SUB
+}
+
+/// Makes `codes`, a nibble of one sub-quantizer each, code number `slot` of a block; other codes stay as they are.
+///
+/// # Panics
+/// If `slot` is not below 32, or the block does not have as many sub-quantizers.
+pub fn put_nibbles(block: &mut [u8], slot: usize, codes: &[u8]) {
+    assert!(slot < BLOCK, "slot {slot} of {BLOCK}");
+    assert_eq!(block.len(), nibble_bytes(codes.len()), "a block of other codes");
+    let shift = slot / SUB * 4;
+    for (sub, code) in block.as_chunks_mut::<SUB>().0.iter_mut().zip(codes) {
+        let byte = &mut sub[slot % SUB];
+        *byte = *byte & !(0x0f << shift) | (code & 0x0f) << shift;
+    }
+}
+
+/// Reads code number `slot` of a block into `codes`.
+///
+/// # Panics
+/// As [`put_nibbles`].
+pub fn get_nibbles(block: &[u8], slot: usize, codes: &mut [u8]) {
+    assert!(slot < BLOCK, "slot {slot} of {BLOCK}");
+    assert_eq!(block.len(), nibble_bytes(codes.len()), "a block of other codes");
+    let shift = slot / SUB * 4;
+    for (sub, code) in block.as_chunks::<SUB>().0.iter().zip(codes) {
+        *code = sub[slot % SUB] >> shift & 0x0f;
+    }
+}
+
+/// Checks the arguments of the first two; by how much a code's nibbles are shifted.
 fn shift(planes: &[u8], bits: u8, slot: usize, dim: usize) -> usize {
     assert!(slot < BLOCK, "slot {slot} of {BLOCK}");
     assert!(dim > 0 && dim.is_multiple_of(8), "{dim} coordinates");

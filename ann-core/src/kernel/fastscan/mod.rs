@@ -1,7 +1,8 @@
-//! FastScan: sums over 32 codes at a time, one bit a coordinate, by looking up nibbles in registers.
+//! FastScan: sums over 32 codes at a time, by looking up nibbles in registers: of four coordinates of one bit each, or
+//! of one sub-quantizer of a product quantizer.
 //!
 //! A [`Lut`] holds, for each four coordinates of the query, the sums of the coordinates that each of the 16 possible
-//! nibbles picks, as bytes of one scale. A block of 32 codes is laid out so that one byte shuffle looks up a nibble of
+//! nibbles picks, as bytes of one scale; [`Tables`] hold what a product quantizer's 16 codewords are worth. A block of 32 codes is laid out so that one byte shuffle looks up a nibble of
 //! 16 codes ([`put`]). Sums of lookups are integers, and what is made of them is multiplied and added in one order, so
 //! results are bit-identical on all instruction sets.
 
@@ -10,6 +11,7 @@ use super::Isa;
 mod layout;
 mod lut;
 mod scalar;
+mod tables;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -20,8 +22,9 @@ mod neon;
 #[cfg(test)]
 mod tests;
 
-pub use layout::{get, plane_bytes, put};
+pub use layout::{get, get_nibbles, nibble_bytes, plane_bytes, put, put_nibbles};
 pub use lut::Lut;
+pub use tables::Tables;
 
 /// Codes a block.
 pub const BLOCK: usize = 32;
@@ -50,6 +53,20 @@ pub struct Block<'a> {
 /// A number for each code, as the bits of an f16.
 pub type Halves = [u16; BLOCK];
 
+/// A little-endian f32 for each code.
+pub type Addends = [u8; 4 * BLOCK];
+
+/// What codes that need no addend of their own are given.
+pub const NO_ADDENDS: Addends = [0; 4 * BLOCK];
+
+/// The numbers of a distance that all codes share: `(base + addend) + delta * sum`.
+#[derive(Clone, Copy)]
+struct Line {
+    delta: f32,
+    base: f32,
+    bound: f32,
+}
+
 /// The numbers of an estimate that all codes share: `(base + scale * add) + mul * (delta * sum + offset)`.
 #[derive(Clone, Copy)]
 struct Terms {
@@ -60,9 +77,9 @@ struct Terms {
     bound: f32,
 }
 
-/// The two entry points that an instruction set has.
+/// The entry points that an instruction set has.
 ///
-/// Safety of both calls: the machine has the instruction set; planes are as long as the tables, which are padded to
+/// Safety of all calls: the machine has the instruction set; planes are as long as the tables, which are padded to
 /// whole cache lines.
 #[derive(Clone, Copy)]
 struct Functions {
@@ -70,7 +87,11 @@ struct Functions {
     scan: unsafe fn(&[u8], &[u8], &mut [u32; BLOCK]),
     /// `estimates(block, tables, terms, out)`
     estimates: unsafe fn(&Block<'_>, &[u8], Terms, &mut [f32; BLOCK]) -> u32,
+    /// `distances(codes, tables, addends, line, out)`
+    distances: Distances,
 }
+
+type Distances = unsafe fn(&[u8], &[u8], &Addends, Line, &mut [f32; BLOCK]) -> u32;
 
 /// The scan, by one instruction set.
 #[derive(Clone, Copy)]
@@ -140,6 +161,29 @@ impl FastScan {
         // SAFETY: `with_isa` checked the instruction set, and the lengths are equal.
         unsafe { (self.functions.estimates)(block, lut.tables(), terms, out) }
     }
+
+    /// The distances of a block of 4-bit codes of a product quantizer, laid out by [`put_nibbles`]: `base` and the
+    /// code's addend, plus what the tables say of its nibbles. Returns a bit for each code whose distance is below
+    /// `bound`.
+    ///
+    /// # Panics
+    /// If the block does not have as many sub-quantizers as the tables.
+    #[must_use]
+    pub fn distances(
+        &self,
+        codes: &[u8],
+        tables: &Tables,
+        addends: &Addends,
+        base: f32,
+        bound: f32,
+        out: &mut [f32; BLOCK],
+    ) -> u32 {
+        let lookups = tables.bytes();
+        assert_eq!(codes.len(), lookups.len(), "a block has the tables' sub-quantizers");
+        let line = Line { delta: tables.delta(), base: base + tables.bias(), bound };
+        // SAFETY: `with_isa` checked the instruction set, and the lengths are equal.
+        unsafe { (self.functions.distances)(codes, lookups, addends, line, out) }
+    }
 }
 
 impl Default for FastScan {
@@ -174,6 +218,8 @@ trait Sums: Copy {
         terms: Terms,
         out: &mut [f32; BLOCK],
     ) -> u32;
+    /// Distances from sums below 2^31, and which of them are below the bound; rounded as estimates are.
+    unsafe fn distances(self, addends: &Addends, line: Line, out: &mut [f32; BLOCK]) -> u32;
 }
 
 /// # Safety
@@ -204,11 +250,25 @@ unsafe fn estimates<S: Sums>(
     }
 }
 
+/// # Safety
+/// As for [`Functions`].
+#[inline(always)]
+unsafe fn distances<S: Sums>(
+    codes: &[u8],
+    tables: &[u8],
+    addends: &Addends,
+    line: Line,
+    out: &mut [f32; BLOCK],
+) -> u32 {
+    // SAFETY: the caller's. There are at most 65,536 sub-quantizers.
+    unsafe { S::zero().then(codes, tables).distances(addends, line, out) }
+}
+
 /// Gives an instruction set's module its `FUNCTIONS`, from its type of sums.
 macro_rules! functions {
     ($sums:ty, $features:literal) => {
         /// The entry points. The machine must have this instruction set.
-        pub(super) const FUNCTIONS: Functions = Functions { scan, estimates };
+        pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances };
 
         #[target_feature(enable = $features)]
         unsafe fn scan(plane: &[u8], tables: &[u8], out: &mut [u32; BLOCK]) {
@@ -225,6 +285,18 @@ macro_rules! functions {
         ) -> u32 {
             // SAFETY: the caller's; the instruction set is this function's own.
             unsafe { super::estimates::<$sums>(block, tables, terms, out) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn distances(
+            codes: &[u8],
+            tables: &[u8],
+            addends: &Addends,
+            line: Line,
+            out: &mut [f32; BLOCK],
+        ) -> u32 {
+            // SAFETY: the caller's; the instruction set is this function's own.
+            unsafe { super::distances::<$sums>(codes, tables, addends, line, out) }
         }
     };
 }

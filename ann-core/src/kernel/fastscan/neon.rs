@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{BLOCK, Block, FULL, Functions, Halves, SUB, Sums, Terms, functions};
+use super::{Addends, BLOCK, Block, FULL, Functions, Halves, Line, SUB, Sums, Terms, functions};
 
 functions!(Codes, "neon");
 
@@ -88,6 +88,25 @@ impl Sums for Codes {
             below |= vaddvq_u32(vandq_u32(less, weights)) << at;
             // SAFETY: as above.
             unsafe { vst1q_f32(out.as_mut_ptr().add(at), estimates) };
+        }
+        below
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn distances(self, addends: &Addends, line: Line, out: &mut [f32; BLOCK]) -> u32 {
+        let weights = vcombine_u32(vcreate_u32(1 | 2 << 32), vcreate_u32(4 | 8 << 32));
+        let mut below = 0;
+        for (i, sums) in self.0.into_iter().enumerate() {
+            let at = 4 * i;
+            // SAFETY: number `at` and the 3 behind it are within the array.
+            let addends = vreinterpretq_f32_u8(unsafe { vld1q_u8(addends.as_ptr().add(4 * at)) });
+            let scaled = vmulq_f32(vdupq_n_f32(line.delta), vcvtq_f32_u32(sums));
+            let distances = vaddq_f32(vaddq_f32(vdupq_n_f32(line.base), addends), scaled);
+            let less = vcltq_f32(distances, vdupq_n_f32(line.bound));
+            below |= vaddvq_u32(vandq_u32(less, weights)) << at;
+            // SAFETY: as above.
+            unsafe { vst1q_f32(out.as_mut_ptr().add(at), distances) };
         }
         below
     }

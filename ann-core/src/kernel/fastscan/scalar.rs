@@ -2,10 +2,10 @@
 
 use half::f16;
 
-use super::{BLOCK, Block, Functions, SUB, Terms};
+use super::{Addends, BLOCK, Block, Functions, Line, SUB, Terms};
 
 /// The entry points.
-pub(super) const FUNCTIONS: Functions = Functions { scan, estimates };
+pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances };
 
 fn scan(plane: &[u8], tables: &[u8], out: &mut [u32; BLOCK]) {
     *out = [0; BLOCK];
@@ -34,6 +34,23 @@ fn estimates(block: &Block<'_>, tables: &[u8], terms: Terms, out: &mut [f32; BLO
         let dot = terms.delta * sums[i] as f32 + terms.offset;
         out[i] = (terms.base + terms.scale * add) + mul * dot;
         below |= u32::from(out[i] < terms.bound) << i;
+    }
+    below
+}
+
+fn distances(
+    codes: &[u8],
+    tables: &[u8],
+    addends: &Addends,
+    line: Line,
+    out: &mut [f32; BLOCK],
+) -> u32 {
+    let mut sums = [0; BLOCK];
+    add(codes, tables, &mut sums);
+    let mut below = 0;
+    for (i, (sum, addend)) in sums.into_iter().zip(addends.as_chunks().0).enumerate() {
+        out[i] = (line.base + f32::from_le_bytes(*addend)) + line.delta * sum as f32;
+        below |= u32::from(out[i] < line.bound) << i;
     }
     below
 }

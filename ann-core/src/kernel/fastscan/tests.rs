@@ -112,6 +112,99 @@ proptest! {
     }
 }
 
+/// Distances of random nibbles that begin at an odd place.
+fn check_tables(subs: usize, start: usize, size: f32, seed: u64) {
+    let buffer = bytes(seed, start + nibble_bytes(subs));
+    let codes = &buffer[start..];
+    let entries: Vec<[f32; SUB]> =
+        (0..subs as u64).map(|sub| floats(seed ^ sub, SUB, size).try_into().expect("16")).collect();
+    let mut tables = Tables::default();
+    tables.fill(&entries);
+    let addends: Vec<f32> = floats(!seed, BLOCK, size);
+    let mut bytes = NO_ADDENDS;
+    for (bytes, addend) in bytes.as_chunks_mut().0.iter_mut().zip(&addends) {
+        *bytes = addend.to_le_bytes();
+    }
+    let mut right = [f32::NAN; BLOCK];
+    let _ = scalar().distances(codes, &tables, &bytes, 0.5, 0.0, &mut right);
+    let bound = right[seed as usize % BLOCK];
+    let mask = scalar().distances(codes, &tables, &bytes, 0.5, bound, &mut right);
+    for slot in 0..BLOCK {
+        assert_eq!(mask >> slot & 1 == 1, right[slot] < bound);
+        let mut code = vec![0; subs];
+        get_nibbles(codes, slot, &mut code);
+        let terms = code.iter().zip(&entries).map(|(&code, table)| f64::from(table[code as usize]));
+        let exact = terms.sum::<f64>() + f64::from(addends[slot]) + 0.5;
+        let slack =
+            f64::from(tables.delta()) * 0.51 * subs as f64 + f64::from(size) * 1e-5 * subs as f64;
+        assert!(
+            (f64::from(right[slot]) - exact).abs() <= slack + 1e-5,
+            "{} for {exact}",
+            right[slot]
+        );
+    }
+    for scan in others() {
+        let mut got = [f32::NAN; BLOCK];
+        let got_mask = scan.distances(codes, &tables, &bytes, 0.5, bound, &mut got);
+        assert_eq!((self::bits(&got), got_mask), (self::bits(&right), mask), "{scan:?}, {subs}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn tables_agree_to_the_last_bit(subs in 1usize..=600, start in 0usize..64, exponent in -20i32..=18, seed: u64) {
+        check_tables(subs, start, 10f32.powi(exponent), seed);
+    }
+
+    #[test]
+    fn nibbles_come_back(subs in 1usize..=100, seed: u64) {
+        let mut block = bytes(seed, nibble_bytes(subs));
+        let code = |slot| -> Vec<u8> {
+            bytes(seed ^ slot, subs).into_iter().map(|code| code & 15).collect()
+        };
+        for slot in (0..32).chain((0..32).rev()) {
+            put_nibbles(&mut block, slot, &code(slot as u64));
+        }
+        for slot in 0..32 {
+            let mut got = vec![0xff; subs];
+            get_nibbles(&block, slot, &mut got);
+            prop_assert_eq!(got, code(slot as u64));
+        }
+    }
+}
+
+#[test]
+fn many_sub_quantizers_of_the_largest_entries_do_not_overflow() {
+    for subs in [256, 257, 258, 768, 1536, 16_000] {
+        check_tables(subs, 3, 1.0, 5);
+        let mut table = [0.0; SUB];
+        table[15] = 1.0;
+        let mut tables = Tables::default();
+        tables.fill(&vec![table; subs]);
+        for scan in others().chain([scalar()]) {
+            let mut out = [0.0; BLOCK];
+            let codes = vec![0xff; nibble_bytes(subs)];
+            let mask = scan.distances(&codes, &tables, &NO_ADDENDS, 0.0, f32::INFINITY, &mut out);
+            assert_eq!(mask, !0);
+            let right = subs as f32;
+            assert!(out.iter().all(|got| (got / right - 1.0).abs() < 1e-5), "{scan:?}: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn tables_without_a_spread_are_zeros() {
+    for value in [0.0, 1e-45, 3e38, f32::NAN] {
+        let mut tables = Tables::default();
+        tables.fill(&[[value; SUB]; 3]);
+        assert_eq!(tables.delta(), 0.0);
+        let mut out = [0.0; BLOCK];
+        let _ = FastScan::new().distances(&[0xff; 64], &tables, &NO_ADDENDS, 1.0, 2.0, &mut out);
+    }
+}
+
 #[test]
 fn long_codes_of_the_largest_lookups_do_not_overflow() {
     for dim in [8, 1024, 1032, 1536, 16_000, 65_536] {

@@ -1,0 +1,228 @@
+//! The parameters of an IVF-PQ index, checked at the door.
+
+use crate::element::DType;
+use crate::error::{Error, Result};
+use crate::kernel::Isa;
+use crate::metric::Metric;
+use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
+use crate::rows::{ArrayMeta, Kind, MAX_SLOTS, Rows, Space};
+
+use super::lists::{Block, LIST_BYTES};
+use super::{BLOCKS, BOOK, CENTROIDS, IvfPq, LISTS};
+
+/// Makes an [`IvfPq`] index.
+#[derive(Clone, Debug)]
+pub struct IvfPqBuilder {
+    dim: usize,
+    metric: Metric,
+    dtype: DType,
+    vectors: Option<DType>,
+    lists: Option<usize>,
+    subvectors: Option<usize>,
+    bits: u8,
+    anisotropic: bool,
+    sample: Option<usize>,
+    train_at: usize,
+    seed: u64,
+    isa: Option<Isa>,
+}
+
+impl IvfPqBuilder {
+    pub(super) fn new(dim: usize) -> IvfPqBuilder {
+        IvfPqBuilder {
+            dim,
+            metric: Metric::L2sq,
+            dtype: DType::F32,
+            vectors: None,
+            lists: None,
+            subvectors: None,
+            bits: 4,
+            anisotropic: true,
+            sample: None,
+            train_at: 1024,
+            seed: 0,
+            isa: None,
+        }
+    }
+
+    /// The metric; squared L2 unless it is set.
+    pub fn metric(mut self, metric: Metric) -> IvfPqBuilder {
+        self.metric = metric;
+        self
+    }
+
+    /// The element type; `f32` unless it is set.
+    pub fn dtype(mut self, dtype: DType) -> IvfPqBuilder {
+        self.dtype = dtype;
+        self
+    }
+
+    /// What vectors are stored as, for exact distances: `dtype`, which it is unless it is set, or `f16` where that is
+    /// `f32`. Halves take half the space, and distances are theirs; a value beyond 65,504 is refused.
+    pub fn vectors(mut self, vectors: DType) -> IvfPqBuilder {
+        self.vectors = Some(vectors);
+        self
+    }
+
+    /// Lists, from 1 to 2^24; there are never more than rows at training. Unless it is set, twice the root of the number
+    /// of rows, as long as that leaves 32 to a list, and anew once there are four times as many rows.
+    pub fn lists(mut self, lists: usize) -> IvfPqBuilder {
+        self.lists = Some(lists);
+        self
+    }
+
+    /// Sub-quantizers: pieces into which a vector is cut for its code, from 1 to the dimension, which they need not
+    /// divide. Unless it is set, one for each two dimensions up to 128 dimensions and for each four beyond, as far as a
+    /// block of 32 codes fits a page.
+    pub fn subvectors(mut self, subvectors: usize) -> IvfPqBuilder {
+        self.subvectors = Some(subvectors);
+        self
+    }
+
+    /// Bits of a sub-quantizer's code: 4, which are scored in registers, or 8, which tell more for their bytes and are
+    /// slower. 4 unless it is set.
+    pub fn bits(mut self, bits: u8) -> IvfPqBuilder {
+        self.bits = bits;
+        self
+    }
+
+    /// Whether codes under inner product and cosine are chosen for what they say of near queries (anisotropic loss, arXiv
+    /// 1908.10396), and not for the least distance to the vector. True unless it is set; no matter under squared L2.
+    pub fn anisotropic(mut self, anisotropic: bool) -> IvfPqBuilder {
+        self.anisotropic = anisotropic;
+        self
+    }
+
+    /// Rows that training looks at, at most. Unless it is set, 64 for each list, and 16,384 at least.
+    pub fn sample(mut self, sample: usize) -> IvfPqBuilder {
+        self.sample = Some(sample);
+        self
+    }
+
+    /// Rows at which an index that was not trained trains itself, at least 1; until then searches are exact. 1024 unless
+    /// it is set.
+    pub fn train_at(mut self, rows: usize) -> IvfPqBuilder {
+        self.train_at = rows;
+        self
+    }
+
+    /// Seeds the training.
+    pub fn seed(mut self, seed: u64) -> IvfPqBuilder {
+        self.seed = seed;
+        self
+    }
+
+    /// Forces an instruction set for exact distances.
+    pub fn instruction_set(mut self, isa: Isa) -> IvfPqBuilder {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// An empty index in memory, with a page size that suits its records.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`], naming the parameter that is out of range.
+    pub fn build(self) -> Result<IvfPq> {
+        let space = self.space()?;
+        let block = self.block(MAX_PAGE_SIZE)?.stride();
+        // Bytes that a page size takes for 32 vectors and their block.
+        let bytes = |size: usize| {
+            let of = |stride: usize| match (size - HEADER) / stride {
+                0 => (stride.div_ceil(size - HEADER) * size) as f64,
+                whole => size as f64 / whole as f64,
+            };
+            32.0 * of(space.stride()) + of(block)
+        };
+        let sizes = (13..=20).map(|log| 1usize << log).filter(|size| block <= size - HEADER);
+        let least = sizes.clone().map(bytes).fold(f64::INFINITY, f64::min);
+        let page_size = sizes.clone().find(|&size| bytes(size) <= 1.02 * least);
+        self.build_in(MemStore::new(page_size.unwrap_or(MAX_PAGE_SIZE))?)
+    }
+
+    /// An empty index in a store that has no pages yet.
+    ///
+    /// # Errors
+    /// As [`IvfPqBuilder::build`], [`Error::Parameter`] if the store's pages are too small for a block of 32 codes, and
+    /// those of the store.
+    pub fn build_in<S: PageStore>(self, store: S) -> Result<IvfPq<S>> {
+        let space = self.space()?;
+        let block = self.block(store.page_size())?;
+        let page_size = store.page_size();
+        let number = |value: Option<usize>| (value.unwrap_or(0) as u32).into();
+        let rows = Rows::create(store, Kind::IvfPq, space, |meta| {
+            let array = |stride| ArrayMeta::part(stride, 0, stride, None);
+            meta.arrays[BLOCKS] = array(block.stride());
+            meta.arrays[LISTS] = array(LIST_BYTES);
+            meta.arrays[CENTROIDS] = array(4 * self.dim);
+            meta.arrays[BOOK] = array(page_size - HEADER);
+            meta.m = (block.subs as u32).into();
+            meta.code_bits = self.bits;
+            meta.along = u8::from(self.anisotropic && self.metric != Metric::L2sq);
+            meta.ef_construction = number(self.lists);
+            // Where graphs count sweeps.
+            meta.sweeps = number(self.sample);
+            meta.train_at = (self.train_at as u32).into();
+            meta.seed = self.seed.into();
+        })?;
+        IvfPq::from_rows(rows)
+    }
+
+    /// The block of codes, on pages of this size.
+    fn block(&self, page_size: usize) -> Result<Block> {
+        let (room, addends) = (page_size - HEADER, self.metric == Metric::L2sq);
+        let Some(subs) = self.subvectors else {
+            let wanted = if self.dim <= 128 { self.dim.div_ceil(2) } else { self.dim.div_ceil(4) };
+            return Ok(Block::new(
+                wanted.min(Block::most(room, self.bits, addends)),
+                self.bits,
+                addends,
+            ));
+        };
+        let block = Block::new(subs, self.bits, addends);
+        if block.stride() > room {
+            let allowed = format!(
+                "at most {} on pages of {page_size} bytes",
+                Block::most(room, self.bits, addends)
+            );
+            return Err(Error::parameter("subvectors", subs, allowed));
+        }
+        Ok(block)
+    }
+
+    fn space(&self) -> Result<Space> {
+        let stored = self.vectors.unwrap_or(self.dtype);
+        if stored != self.dtype && (self.dtype, stored) != (DType::F32, DType::F16) {
+            let allowed = match self.dtype {
+                DType::F32 => "f32 or f16, for elements of type f32".into(),
+                dtype => format!("{dtype}, for elements of that type"),
+            };
+            return Err(Error::parameter("vectors", stored, allowed));
+        }
+        let space = Space::storing(self.dim, self.dtype, stored, self.metric, self.isa)?;
+        if !matches!(self.bits, 4 | 8) {
+            return Err(Error::parameter("bits", self.bits, "4 or 8"));
+        }
+        if let Some(subs) = self.subvectors
+            && !(1..=self.dim).contains(&subs)
+        {
+            let allowed = format!("from 1 to {}, the dimension", self.dim);
+            return Err(Error::parameter("subvectors", subs, allowed));
+        }
+        if let Some(lists) = self.lists
+            && !(1..=super::MAX_LISTS).contains(&lists)
+        {
+            let allowed = format!("from 1 to {}", super::MAX_LISTS);
+            return Err(Error::parameter("lists", lists, allowed));
+        }
+        let rows = 1..=MAX_SLOTS as usize;
+        for (name, value) in [("sample", self.sample), ("train_at", Some(self.train_at))] {
+            if let Some(value) = value
+                && !rows.contains(&value)
+            {
+                let allowed = format!("from 1 to {MAX_SLOTS}");
+                return Err(Error::parameter(name, value, allowed));
+            }
+        }
+        Ok(space)
+    }
+}

@@ -1,0 +1,408 @@
+//! Lists on pages: chains of blocks, each of 32 codes as the kernel reads them and the slots that they are of.
+//!
+//! A list is a record that names its first block; each block names the next. Blocks with room are also on the list's
+//! stack of open blocks, from which additions take places; a block leaves it when an addition finds it full, and comes
+//! back when an entry is taken out of it. Blocks that no list needs any more are chained from the meta page.
+
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::error::{Error, Result};
+use crate::kernel::fastscan::{BLOCK, get_nibbles, nibble_bytes, put_nibbles};
+use crate::page::{PageId, PageStore};
+use crate::rows::{Change, NONE, Rows};
+
+use super::{BLOCKS, IvfPq, LISTS};
+
+/// Bytes of the numbers of 32 slots, or of 32 addends.
+const NUMBERS: usize = 4 * BLOCK;
+/// Blocks begin at multiples of it, so that no vector load straddles cache lines.
+const ALIGN: usize = 32;
+
+/// Where what is in a block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Block {
+    pub subs: usize,
+    pub bits: u8,
+    /// Whether codes have addends.
+    pub addends: bool,
+}
+
+impl Block {
+    pub(crate) fn new(subs: usize, bits: u8, addends: bool) -> Block {
+        Block { subs, bits, addends }
+    }
+
+    /// The most sub-quantizers whose blocks fit so many bytes.
+    pub(crate) fn most(room: usize, bits: u8, addends: bool) -> usize {
+        let rest = Block::new(0, bits, addends).bytes();
+        let room = room / ALIGN * ALIGN;
+        match bits {
+            // Two rows of 16 bytes, one for each of a pair.
+            4 => room.saturating_sub(rest) / BLOCK * 2,
+            _ => room.saturating_sub(rest) / BLOCK,
+        }
+    }
+
+    /// Bytes of 32 codes.
+    pub(crate) fn codes(self) -> usize {
+        match self.bits {
+            4 => nibble_bytes(self.subs),
+            _ => self.subs * BLOCK,
+        }
+    }
+
+    /// Where the slots begin.
+    pub(crate) fn slots(self) -> usize {
+        self.codes() + if self.addends { NUMBERS } else { 0 }
+    }
+
+    /// Where what chains blocks begins.
+    pub(crate) fn links(self) -> usize {
+        self.slots() + NUMBERS
+    }
+
+    fn bytes(self) -> usize {
+        self.links() + size_of::<Links>()
+    }
+
+    /// Bytes from one block to the next.
+    pub(crate) fn stride(self) -> usize {
+        self.bytes().next_multiple_of(ALIGN)
+    }
+
+    /// Puts a code into a block's bytes.
+    pub(crate) fn put(self, block: &mut [u8], lane: usize, codes: &[u8], addend: f32, slot: u32) {
+        let area = &mut block[..self.codes()];
+        match self.bits {
+            4 => put_nibbles(area, lane, codes),
+            _ => area.as_chunks_mut::<BLOCK>().0.iter_mut().zip(codes).for_each(|(row, &code)| {
+                row[lane] = code;
+            }),
+        }
+        if self.addends {
+            block[self.codes() + 4 * lane..][..4].copy_from_slice(&addend.to_le_bytes());
+        }
+        block[self.slots() + 4 * lane..][..4].copy_from_slice(&slot.to_le_bytes());
+    }
+
+    /// Reads a code out of a block's bytes, and returns its addend.
+    pub(crate) fn get(self, block: &[u8], lane: usize, codes: &mut [u8]) -> f32 {
+        let area = &block[..self.codes()];
+        match self.bits {
+            4 => get_nibbles(area, lane, codes),
+            _ => area.as_chunks::<BLOCK>().0.iter().zip(codes).for_each(|(row, code)| {
+                *code = row[lane];
+            }),
+        }
+        let at = self.codes() + 4 * lane;
+        match (self.addends, block.get(at..at + 4)) {
+            (true, Some(&[a, b, c, d])) => f32::from_le_bytes([a, b, c, d]),
+            _ => 0.0,
+        }
+    }
+
+    /// A block without entries.
+    pub(crate) fn empty(self, links: Links) -> Vec<u8> {
+        let mut block = vec![0; self.stride()];
+        block[self.slots()..self.links()].fill(0xff);
+        block[self.links()..self.bytes()].copy_from_slice(links.as_bytes());
+        block
+    }
+
+    /// The slots of a block's bytes.
+    pub(crate) fn slots_of(self, block: &[u8]) -> [u32; BLOCK] {
+        let bytes = &block[self.slots()..self.links()];
+        let mut slots = [NONE; BLOCK];
+        for (slot, &bytes) in slots.iter_mut().zip(bytes.as_chunks().0) {
+            *slot = u32::from_le_bytes(bytes);
+        }
+        slots
+    }
+
+    /// What chains a block's bytes to others.
+    pub(crate) fn links_of(self, block: &[u8]) -> Links {
+        let bytes = &block[self.links()..];
+        Links::read_from_prefix(bytes).map_or(Links::new(NONE, NONE), |(links, _)| links)
+    }
+}
+
+/// The end of a block.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct Links {
+    /// The list's next block, or the next unused one.
+    pub next: U32,
+    /// The list that it is of; [`NONE`] if it is unused.
+    pub list: U32,
+    /// 1 while it is on the list's stack of open blocks.
+    pub is_open: U32,
+    /// The next on that stack.
+    pub open: U32,
+}
+
+impl Links {
+    pub(crate) fn new(next: u32, list: u32) -> Links {
+        Links { next: next.into(), list: list.into(), is_open: 0.into(), open: NONE.into() }
+    }
+}
+
+/// A list's record.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct List {
+    /// Its first block.
+    pub head: U32,
+    /// The first of its blocks that may have room.
+    pub open: U32,
+    /// 0 while it is in use, 1 once its entries have gone to others.
+    pub retired: U32,
+    pub reserved: U32,
+}
+
+/// Bytes of a list's record.
+pub(crate) const LIST_BYTES: usize = size_of::<List>();
+
+impl List {
+    /// A list without blocks.
+    pub(crate) fn empty() -> List {
+        List { head: NONE.into(), open: NONE.into(), retired: 0.into(), reserved: 0.into() }
+    }
+}
+
+/// A place in a list for one entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub block: u32,
+    pub lane: usize,
+}
+
+impl<S: PageStore> IvfPq<S> {
+    /// A list's record.
+    pub(super) fn list(&self, list: u32) -> Result<List> {
+        let read = self.rows.record(LISTS, list, |bytes| List::read_from_bytes(bytes).ok())?;
+        read.filter(|_| list < self.rows.meta.entry_level.get())
+            .ok_or_else(|| Error::corrupt(0, format!("list {list} does not exist")))
+    }
+
+    /// A complaint about a block, naming its page.
+    pub(super) fn bad_block(&self, block: u32, what: impl std::fmt::Display) -> Error {
+        let place = self.rows.array(BLOCKS).ok().and_then(|blocks| blocks.locate(block));
+        Error::corrupt(place.map_or(0, |(page, _)| page.0), format!("block {block}: {what}"))
+    }
+
+    /// The slots of a block and what chains it, once it is known to be of `list`.
+    pub(super) fn block(&self, block: u32, list: u32) -> Result<([u32; BLOCK], Links)> {
+        if block >= self.rows.meta.upper.get() {
+            return Err(self.bad_block(block, "it does not exist"));
+        }
+        let shape = self.block;
+        let read = |bytes: &[u8]| (shape.slots_of(bytes), shape.links_of(bytes));
+        let (slots, links) = self.rows.record(BLOCKS, block, read)?;
+        match links.list.get() == list {
+            true => Ok((slots, links)),
+            false => {
+                Err(self.bad_block(block, format!("it is of list {}, not {list}", links.list)))
+            }
+        }
+    }
+
+    /// The blocks of a list in the order of its chain, with their slots.
+    pub(super) fn blocks_of(&self, list: u32) -> Result<Vec<(u32, [u32; BLOCK])>> {
+        let mut blocks = Vec::new();
+        let mut next = self.list(list)?.head.get();
+        while next != NONE {
+            let (slots, links) = self.block(next, list)?;
+            if blocks.len() >= self.rows.meta.upper.get() as usize {
+                return Err(self.bad_block(next, format!("the chain of list {list} has no end")));
+            }
+            blocks.push((next, slots));
+            next = links.next.get();
+        }
+        Ok(blocks)
+    }
+
+    /// A free place in a list; a block is added to it if there is none.
+    pub(super) fn place(&mut self, list: u32) -> Result<Place> {
+        // Each turn takes a block off the stack, adds one, or returns.
+        for _ in 0..=self.rows.meta.upper.get() {
+            let record = self.list(list)?;
+            let open = record.open.get();
+            if open == NONE {
+                let block = self.add_block(list, record)?;
+                return Ok(Place { block, lane: 0 });
+            }
+            let (slots, links) = self.block(open, list)?;
+            if let Some(lane) = slots.iter().position(|&slot| slot == NONE) {
+                return Ok(Place { block: open, lane });
+            }
+            let mut change = Change::default();
+            self.close_first(&mut change, list, record, open, links)?;
+            self.rows.commit(&mut change)?;
+        }
+        Err(Error::corrupt(0, format!("the open blocks of list {list} have no end")))
+    }
+
+    /// Takes the first block off a list's stack of open ones.
+    pub(super) fn close_first(
+        &self,
+        change: &mut Change,
+        list: u32,
+        mut record: List,
+        block: u32,
+        mut links: Links,
+    ) -> Result<()> {
+        record.open = links.open;
+        (links.is_open, links.open) = (0.into(), NONE.into());
+        change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
+        self.put_links(change, block, links)
+    }
+
+    /// Puts what chains a block.
+    pub(super) fn put_links(&self, change: &mut Change, block: u32, links: Links) -> Result<()> {
+        self.put(change, block, self.block.links(), links.as_bytes())
+    }
+
+    /// Puts bytes at an offset of a block.
+    fn put(&self, change: &mut Change, block: u32, at: usize, bytes: &[u8]) -> Result<()> {
+        let (page, offset) = self.locate(block)?;
+        change.put(page, offset + at, bytes);
+        Ok(())
+    }
+
+    fn locate(&self, block: u32) -> Result<(PageId, usize)> {
+        let missing = || self.bad_block(block, "it lies outside its array");
+        self.rows.array(BLOCKS)?.locate(block).ok_or_else(missing)
+    }
+
+    /// Puts an empty block before a list's others: an unused one, or a new one.
+    fn add_block(&mut self, list: u32, mut record: List) -> Result<u32> {
+        let unused = self.rows.meta.entry.get();
+        let block = match unused {
+            NONE => self.rows.meta.upper.get(),
+            unused => unused,
+        };
+        self.rows.reserve(BLOCKS, u64::from(block) + 1)?;
+        let next = match unused {
+            NONE => None,
+            _ => Some(self.block(block, NONE)?.1.next),
+        };
+        let mut links = Links::new(record.head.get(), list);
+        (links.is_open, links.open) = (1.into(), record.open);
+        (record.head, record.open) = (block.into(), block.into());
+        let mut change = Change::default();
+        self.put(&mut change, block, 0, &self.block.empty(links))?;
+        change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
+        self.rows.commit_meta(change, |meta| {
+            match next {
+                None => meta.upper = (block + 1).into(),
+                Some(next) => meta.entry = next,
+            }
+            true
+        })?;
+        Ok(block)
+    }
+
+    /// Adds to a change that an entry comes to a free place.
+    pub(super) fn put_entry(
+        &self,
+        change: &mut Change,
+        place: Place,
+        codes: &[u8],
+        addend: f32,
+        slot: u32,
+    ) -> Result<()> {
+        let shape = self.block;
+        let mut bytes = Vec::new();
+        self.rows.record(BLOCKS, place.block, |block| bytes.extend_from_slice(block))?;
+        let (page, offset) = self.locate(place.block)?;
+        let at = shape.slots() + 4 * place.lane;
+        // Nibbles share their bytes with a neighbour's: what was read has to stand.
+        change.expect(page, offset, &bytes[..shape.links()]);
+        shape.put(&mut bytes, place.lane, codes, addend, slot);
+        change.put(page, offset, &bytes[..shape.codes()]);
+        if shape.addends {
+            let addend = shape.codes() + 4 * place.lane;
+            change.put(page, offset + addend, &bytes[addend..addend + 4]);
+        }
+        change.put(page, offset + at, &bytes[at..at + 4]);
+        Ok(())
+    }
+
+    /// Adds to a change that a slot's entry leaves its block. With `reopen`, the block is open from then on.
+    pub(super) fn clear_entry(
+        &self,
+        change: &mut Change,
+        block: u32,
+        slot: u32,
+        reopen: bool,
+    ) -> Result<()> {
+        if block >= self.rows.meta.upper.get() {
+            return Err(self.bad_block(block, "it does not exist"));
+        }
+        let shape = self.block;
+        let read = |bytes: &[u8]| (shape.slots_of(bytes), shape.links_of(bytes));
+        let (slots, mut links) = self.rows.record(BLOCKS, block, read)?;
+        let lane = slots.iter().position(|&held| held == slot);
+        let lane = lane.ok_or_else(|| self.bad_block(block, format!("it lacks slot {slot}")))?;
+        self.put(change, block, shape.slots() + 4 * lane, &NONE.to_le_bytes())?;
+        if reopen && links.is_open.get() == 0 {
+            let list = links.list.get();
+            let mut record = self.list(list)?;
+            (links.is_open, links.open) = (1.into(), record.open);
+            record.open = block.into();
+            self.put_links(change, block, links)?;
+            change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// How many of a block's places are taken.
+pub(crate) fn entries(slots: &[u32; BLOCK]) -> usize {
+    slots.iter().filter(|&&slot| slot != NONE).count()
+}
+
+/// The slots in a block.
+pub(crate) fn taken(slots: &[u32; BLOCK]) -> impl Iterator<Item = u32> + '_ {
+    slots.iter().copied().filter(|&slot| slot != NONE)
+}
+
+/// The shape of blocks that a meta page tells of.
+pub(super) fn shape_of<S: PageStore>(rows: &Rows<S>) -> Result<Block> {
+    let meta = &rows.meta;
+    let subs = meta.m.get() as usize;
+    if !matches!(meta.code_bits, 4 | 8) || !(1..=rows.space.dim).contains(&subs) {
+        let what = format!("{subs} sub-quantizers of {} bits", meta.code_bits);
+        return Err(Error::corrupt(0, what));
+    }
+    if meta.train_at.get() == 0 {
+        return Err(Error::corrupt(0, "train_at = 0"));
+    }
+    let block = Block::new(subs, meta.code_bits, rows.space.metric == crate::Metric::L2sq);
+    let sizes = [
+        (BLOCKS, block.stride()),
+        (LISTS, LIST_BYTES),
+        (super::CENTROIDS, 4 * rows.space.dim),
+        (super::BOOK, rows.store.page_size() - crate::page::HEADER),
+    ];
+    for (number, size) in sizes {
+        let array = &meta.arrays[number];
+        if array.record() != size || array.stride.get() as usize != size || array.host.get() != 0 {
+            let what = format!("records of array {number} have {} bytes", array.record());
+            return Err(Error::corrupt(0, format!("{what}, not {size}")));
+        }
+    }
+    let lists = u64::from(meta.entry_level.get());
+    let book = (rows.space.dim << meta.code_bits) * 4;
+    let pages =
+        if lists > 0 { book.div_ceil(rows.store.page_size() - crate::page::HEADER) } else { 0 };
+    for (number, records) in
+        [(LISTS, lists), (super::CENTROIDS, lists), (super::BOOK, pages as u64)]
+    {
+        if rows.array(number)?.capacity() < records {
+            return Err(Error::corrupt(0, format!("array {number} has no {records} records")));
+        }
+    }
+    Ok(block)
+}

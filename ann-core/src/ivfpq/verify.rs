@@ -1,0 +1,124 @@
+//! The invariants of lists: each vector has one entry, where its node says, whose code is the vector's.
+
+use crate::error::{Error, Result};
+use crate::page::PageStore;
+use crate::rows::{NONE, State};
+
+use super::lists::taken;
+use super::model::{Model, Scratch};
+use super::train::floats_of;
+use super::{BLOCKS, IvfPq};
+
+impl<S: PageStore> IvfPq<S> {
+    /// Checks chains, stacks of open blocks, unused blocks, and that entries and nodes name each other.
+    pub(super) fn verify_lists(&self) -> Result<()> {
+        for id in 0..self.rows.slots() {
+            let node = self.rows.node(id)?;
+            if node.is(State::Twin) || node.is(State::DeadTwin) {
+                return Err(self.rows.corrupt_node(id, "lists have no such slot".into()));
+            }
+        }
+        let Some(model) = self.model()? else {
+            return Ok(());
+        };
+        if let Some(at) = model.centroids.iter().position(|value| !value.is_finite()) {
+            let what =
+                format!("the centroid of list {} is not finite", model.lists[at / model.dim]);
+            return Err(Error::corrupt(0, what));
+        }
+        if model.pq.book().iter().any(|value| !value.is_finite()) {
+            return Err(Error::corrupt(0, "the codebook is not finite"));
+        }
+        let blocks = self.rows.meta.upper.get() as usize;
+        let mut met = vec![false; blocks];
+        let mut entered = vec![false; self.rows.slots() as usize];
+        for list in 0..self.rows.meta.entry_level.get() {
+            let record = self.list(list)?;
+            if record.retired.get() > 1 {
+                let what = format!("list {list} is in state {}", record.retired.get());
+                return Err(Error::corrupt(0, what));
+            }
+            let chain = self.blocks_of(list)?;
+            if record.retired.get() != 0 && !chain.is_empty() {
+                return Err(Error::corrupt(0, format!("list {list} is retired and has blocks")));
+            }
+            let place = model.position(list);
+            for (block, slots) in &chain {
+                if std::mem::replace(&mut met[*block as usize], true) {
+                    return Err(self.bad_block(*block, "it is on two chains"));
+                }
+                for slot in taken(slots) {
+                    let twice =
+                        entered.get_mut(slot as usize).map(|met| std::mem::replace(met, true));
+                    if twice != Some(false) {
+                        return Err(
+                            self.bad_block(*block, format!("slot {slot} has no entry here"))
+                        );
+                    }
+                    let node = self.rows.node(slot)?;
+                    if node.is(State::Free) || node.owner.get() != *block {
+                        let what = format!("its entry is in block {block}");
+                        return Err(self.rows.corrupt_node(slot, what));
+                    }
+                }
+                if let Some(place) = place {
+                    self.verify_codes(model, place, *block, slots)?;
+                }
+            }
+            self.verify_open(list, record.open.get(), chain.len())?;
+        }
+        let mut unused = self.rows.meta.entry.get();
+        while unused != NONE {
+            let (_, links) = self.block(unused, NONE)?;
+            if std::mem::replace(&mut met[unused as usize], true) {
+                return Err(self.bad_block(unused, "it is in use, or unused twice"));
+            }
+            unused = links.next.get();
+        }
+        if let Some(block) = met.iter().position(|met| !met) {
+            return Err(self.bad_block(block as u32, "no list and no chain has it"));
+        }
+        for (id, entered) in (0..).zip(entered) {
+            if !entered && !self.rows.node(id)?.is(State::Free) {
+                return Err(self.rows.corrupt_node(id, "it has no entry".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Codes are what encoding the vectors anew makes of them, to the last bit, on any machine.
+    fn verify_codes(&self, model: &Model, place: usize, block: u32, slots: &[u32]) -> Result<()> {
+        let (mut bytes, mut row, mut floats) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut held, mut right) = (vec![0; self.block.subs], vec![0; self.block.subs]);
+        let mut scratch = Scratch::default();
+        self.rows.record(BLOCKS, block, |record| bytes.extend_from_slice(record))?;
+        let entries = slots.iter().enumerate().filter(|(_, slot)| **slot != NONE);
+        for (lane, &slot) in entries {
+            floats_of(&self.rows, slot, &mut row, &mut floats)?;
+            let (addend, _) = model.encode(&floats, place, &mut right, &mut scratch);
+            let beside = self.block.get(&bytes, lane, &mut held);
+            if held != right || beside.to_bits() != addend.to_bits() {
+                return Err(
+                    self.bad_block(block, format!("the code of slot {slot} is not its own"))
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The blocks on a list's stack are its own, marked, and none is there twice.
+    fn verify_open(&self, list: u32, first: u32, blocks: usize) -> Result<()> {
+        let (mut open, mut steps) = (first, 0);
+        while open != NONE {
+            let (_, links) = self.block(open, list)?;
+            steps += 1;
+            if links.is_open.get() != 1 || steps > blocks {
+                return Err(
+                    self.bad_block(open, format!("the open blocks of list {list} lead here"))
+                );
+            }
+            open = links.open.get();
+        }
+        Ok(())
+    }
+}
