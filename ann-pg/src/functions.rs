@@ -86,7 +86,7 @@ fn index_stats(
         stats.twins as i64,
         stats.links.iter().sum::<usize>() as i64,
         stats.levels as i32,
-        stats.vectors.to_string(),
+        stats.vectors.map_or("none".into(), |dtype| dtype.to_string()),
         i32::from(stats.code_bits),
         stats.layout.to_string(),
         stats.bytes as i64,
