@@ -312,9 +312,9 @@ class Index:
         `code_bits` of a coordinate, whether these are `codes_in_use` (compact ones are from 256
         vectors on), and the `layout`: `"fused"` (a vector, its links and their codes lie together),
         `"fused lists"` (links and their codes do), `"compact"` (a code for each vector, links and
-        vectors elsewhere), `"lists"` (codes do, list by list) or `"apart"`; `bytes` in pages of `page_size`,
-        and `bytes_by_part`; `key_map_bytes` beside the pages, once ids were looked up; the
-        `instruction_set` in use.
+        vectors elsewhere), `"lists"` (codes do, list by list) or `"apart"`; `bytes` in pages of
+        `page_size`, and `bytes_by_part`; `key_map_bytes` beside the pages, once ids were looked up;
+        the `instruction_set` in use.
         """
         return self._engine.stats()
 
