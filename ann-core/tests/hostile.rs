@@ -155,7 +155,7 @@ fn lists(metric: Metric, bits: u8) -> IvfPq {
     let builder = IvfPq::builder(DIM).metric(metric).lists(9).train_at(100).bits(bits);
     let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
     index.add(rows(400, 1).view(), None, AddOptions::new().threads(1)).unwrap();
-    let near = Array2::from_shape_fn((150, DIM), |(i, j)| (i * j % 7) as f32);
+    let near = Array2::from_shape_fn((150, DIM), |(i, j)| (i * j % 7 + 1) as f32);
     index.add(near.view(), None, AddOptions::new().threads(1)).unwrap();
     index.rebalance(1).unwrap();
     index.remove(&(100..220).collect::<Vec<u64>>()).unwrap();
