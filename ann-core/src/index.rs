@@ -200,7 +200,8 @@ pub struct AddOptions<'a> {
     pub threads: usize,
     /// Called several times a second with the share of the work that is done, as a number of rows, and the rows in
     /// all; returning false stops the work and leaves the rows added so far in the index. All rows that an empty
-    /// [`crate::Hnsw`] is loaded with are planned before the first of them is added.
+    /// [`crate::Hnsw`], [`crate::DiskAnn`] or [`crate::IvfPq`] is loaded with are planned before the first of them is
+    /// added.
     pub progress: Option<&'a mut (dyn FnMut(usize, usize) -> bool + Send)>,
 }
 

@@ -52,7 +52,7 @@ pub use index::{
     AddOptions, Cost, Cursor, DEFAULT_EF, Exact, Filter, Hit, Index, Layout, MAX_BEAM, MAX_EF,
     Search, Stats,
 };
-pub use ivfpq::{IvfPq, IvfPqBuilder, Tuned};
+pub use ivfpq::{IvfPq, IvfPqBuilder, IvfPqSteps, Tuned};
 pub use kernel::Isa;
 pub use metric::Metric;
 pub use open::{AnyIndex, open, open_writable};

@@ -3,7 +3,8 @@
 mod common;
 
 use ann_core::{
-    AddOptions, Error, Filter, Flat, Hnsw, Index, Insertion, Metric, PageId, PageStore, Search,
+    AddOptions, Error, Filter, Flat, Hnsw, Index, Insertion, IvfPq, IvfPqSteps, Metric, PageId,
+    PageStore, Search,
 };
 use common::{mean_recall, small_set};
 use ndarray::{Array2, ArrayView2, Axis, s};
@@ -12,8 +13,15 @@ fn hnsw() -> Hnsw {
     Hnsw::builder(100).metric(Metric::Cosine).ef_construction(80).build().unwrap()
 }
 
+fn lists() -> IvfPq {
+    IvfPq::builder(100).metric(Metric::Cosine).train_at(500).build().unwrap()
+}
+
 fn pages(index: &Hnsw) -> Vec<Vec<u8>> {
-    let store = index.store();
+    pages_of(index.store())
+}
+
+fn pages_of(store: &impl PageStore) -> Vec<Vec<u8>> {
     (0..store.page_count()).map(|page| store.read(PageId(page)).unwrap().to_vec()).collect()
 }
 
@@ -22,6 +30,7 @@ fn progress_is_told_to_the_end() {
     let set = small_set();
     told(&mut hnsw(), set.base.slice(s![..3000, ..]));
     told(&mut Flat::builder(100).build().unwrap(), set.base.slice(s![..3000, ..]));
+    told(&mut lists(), set.base.slice(s![..3000, ..]));
 }
 
 fn told(index: &mut impl Index, rows: ArrayView2<'_, f32>) {
@@ -147,6 +156,147 @@ fn changes_between_the_steps() {
             };
             let sound = index.verify();
             sound.unwrap_or_else(|error| panic!("changed after step {stop}, {result:?}: {error}"));
+        }
+    }
+}
+
+/// A change of lists in steps, each of which `watch` is told of with the index after it.
+fn in_steps<'a, T: ann_core::Element>(
+    index: &mut IvfPq,
+    mut steps: IvfPqSteps<'a, T>,
+    mut watch: impl FnMut(&mut IvfPq, &IvfPqSteps<'a, T>),
+) -> Result<(), Error> {
+    while !steps.is_done() {
+        match steps.needs_write() {
+            true => steps.write_step(index)?,
+            false => steps.plan_step(index)?,
+        }
+        watch(index, &steps);
+    }
+    Ok(())
+}
+
+/// Everything that changes lists: searches between the steps find all, and the index is that of a change at once.
+#[test]
+fn searches_between_the_steps_of_lists() {
+    let set = small_set();
+    let rows = set.base.slice(s![..2600, ..]);
+    let (first, more) = (rows.slice(s![..500, ..]), rows.slice(s![500.., ..]));
+    let other = set.base.slice(s![3000..3600, ..]);
+    let keys: Vec<u64> = (0..600).collect();
+    let gone: Vec<u64> = (600..2200).collect();
+    let (mut index, mut at_once) = (lists(), lists());
+    let watch = |index: &mut IvfPq, done: usize, row: Vec<f32>, verifies: bool| {
+        assert_eq!(index.len(), done);
+        if verifies {
+            index.verify().unwrap();
+        }
+        let hits = index.search(&row, &Search::new(10).probes(1000).rerank(600)).unwrap();
+        assert_eq!(hits.len(), done.min(10));
+        assert!(done < 20 || hits[0].distance < 1e-5, "{hits:?} of {done} rows");
+    };
+
+    // A load: its rows come in the order of their lists.
+    let mut count = 0;
+    let steps = IvfPqSteps::insert(&index, first, None, false, 2).unwrap();
+    in_steps(&mut index, steps, |index, steps| {
+        count += 1;
+        assert_eq!(index.len(), steps.done());
+        if steps.done() == 500 {
+            watch(index, 500, first.row(7).to_vec(), true);
+        }
+    })
+    .unwrap();
+    assert!(count > 15, "{count} steps");
+    at_once.add(first, None, AddOptions::new()).unwrap();
+    // Rows for lists that there are, and then a training.
+    let mut trains = 0;
+    let steps = IvfPqSteps::insert(&index, more, None, false, 2).unwrap();
+    in_steps(&mut index, steps, |index, steps| {
+        trains += usize::from(steps.done() == 2100);
+        let done = 500 + steps.done();
+        watch(index, done, first.row(trains).to_vec(), trains % 4 == 0);
+    })
+    .unwrap();
+    assert!(trains > 15, "{trains} steps of training");
+    at_once.add(more, None, AddOptions::new()).unwrap();
+    let steps = IvfPqSteps::insert(&index, other, Some(&keys), true, 2).unwrap();
+    in_steps(&mut index, steps, |index, _| watch(index, 2600, rows.row(601).to_vec(), true))
+        .unwrap();
+    at_once.update(other, &keys, AddOptions::new()).unwrap();
+    let near = &other * 0.05 + set.base.row(5000);
+    for index in [&mut index, &mut at_once] {
+        index.add(near.view(), None, AddOptions::new()).unwrap();
+        assert_eq!(index.remove(&gone).unwrap(), gone.len());
+    }
+    let mut count = 0;
+    let steps = IvfPqSteps::rebalance(&index, 2).unwrap();
+    in_steps(&mut index, steps, |index, _| {
+        count += 1;
+        watch(index, 1600, near.row(count).to_vec(), true);
+    })
+    .unwrap();
+    assert!(count > 8, "{count} steps");
+    at_once.rebalance(1).unwrap();
+    let steps = IvfPqSteps::compact(&index).unwrap();
+    in_steps(&mut index, steps, |index, _| watch(index, 1600, near.row(3).to_vec(), true)).unwrap();
+    at_once.compact().unwrap();
+    let steps = IvfPqSteps::train(&index, near.view(), 2).unwrap();
+    in_steps(&mut index, steps, |index, _| watch(index, 1600, near.row(3).to_vec(), true)).unwrap();
+    at_once.train(near.view(), AddOptions::new()).unwrap();
+    assert!(pages_of(index.store()) == pages_of(at_once.store()), "steps make another index");
+}
+
+/// Whatever changes lists between two steps, the next step refuses; dropped after any step, the index is sound and
+/// goes on.
+#[test]
+fn changes_between_the_steps_of_lists() {
+    let rows = common::clustered(900, 8, 1);
+    let (old, new) = (rows.slice(s![..200, ..]), rows.slice(s![200.., ..]));
+    let changes: [fn(&mut IvfPq); 5] = [
+        |index| assert!(index.remove(&(0..80).collect::<Vec<u64>>()).unwrap() > 0),
+        |index| {
+            let row = common::clustered(1, 8, 5);
+            index.add(row.view(), Some(&[5000]), AddOptions::new()).unwrap();
+        },
+        |index| index.train(common::clustered(30, 8, 6).view(), AddOptions::new()).unwrap(),
+        |index| {
+            index.tune(common::clustered(5, 8, 6).view(), 3, 0.9, 1).unwrap();
+        },
+        |_| (),
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        let held = if number == 2 { 0 } else { 200 };
+        for stop in 0.. {
+            let builder = IvfPq::builder(8).train_at(100);
+            let mut index = builder.build().unwrap();
+            index.add(old.slice(s![..held, ..]), None, AddOptions::new().threads(1)).unwrap();
+            if number == 0 {
+                index.remove(&[3, 5]).unwrap();
+            }
+            let mut steps = IvfPqSteps::insert(&index, new, None, false, 1).unwrap();
+            let mut step = |index: &mut IvfPq| match steps.needs_write() {
+                true => steps.write_step(index).map(|()| steps.is_done()),
+                false => steps.plan_step(index).map(|()| steps.is_done()),
+            };
+            let done = (0..stop).any(|_| step(&mut index).unwrap());
+            change(&mut index);
+            if !done && number < 4 {
+                assert!(matches!(step(&mut index), Err(Error::Changed)), "after step {stop}");
+            }
+            index.verify().unwrap_or_else(|error| panic!("change {number}, {stop}: {error}"));
+            let len = index.len();
+            let all = index.search(&rows.row(1).to_vec(), &Search::new(2000).probes(1000)).unwrap();
+            assert_eq!(all.len(), len, "change {number} after step {stop}");
+            let row = common::clustered(120, 8, 9);
+            index.add(row.view(), None, AddOptions::new().threads(1)).unwrap();
+            index.verify().unwrap();
+            assert_eq!(index.len(), len + 120);
+            assert!(index.lists().unwrap() > 0, "change {number} after step {stop}");
+            if done {
+                assert!(stop > 15, "{stop} steps");
+                break;
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ann_core::{
-    AddOptions, AnyIndex, DEFAULT_EF, DType, DiskAnn, Error, Flat, Hit, Hnsw, Index, IvfPq,
+    AnyIndex, DEFAULT_EF, DType, DiskAnn, Error, Flat, Hit, Hnsw, Index, IvfPq, IvfPqSteps,
     MAX_BEAM, MAX_DIM, MAX_EF, MemStore, Metric, PageStore, Search,
 };
 use ndarray::{Array1, Array2, s};
@@ -17,21 +17,10 @@ use crate::cursor::{Cursor, Found};
 use crate::failure::{Answer, Failure};
 use crate::filter::{Chosen, Given, Prepared};
 use crate::input::{self, Vectors, whole};
-use crate::insert::{Rows, insert};
+use crate::insert::{Rows, insert, take_steps};
 use crate::search::{at_row, each};
 use crate::shared::{Held, Shared};
-use crate::{any, typed};
-
-/// Evaluates `$body` with `$index` as the IVF-PQ index inside a [`Held`]; the Python class offers no other.
-macro_rules! lists_of {
-    ($held:expr, $index:ident => $body:expr) => {
-        match $held {
-            Held::IvfPq($index) => $body,
-            Held::IvfPqFile($index) => $body,
-            _ => Err(unknown_kind().into()),
-        }
-    };
-}
+use crate::{any, lists_of, typed};
 
 /// An index and what never changes about it.
 #[pyclass(frozen, module = "ann._ann")]
@@ -350,17 +339,8 @@ impl Engine {
         let threads = input::threads(threads)?;
         let vectors = self.vectors(x)?;
         let _turn = self.shared.take_turn(py)?;
-        typed!(vectors, rows => py.detach(|| {
-            let mut raised = None;
-            let trained = self.shared.write(|held| {
-                let mut told = |_: usize, _: usize| {
-                    let seen = Python::attach(|py| py.check_signals());
-                    seen.map_err(|error| raised = Some(error)).is_ok()
-                };
-                let options = AddOptions::new().threads(threads).progress(&mut told);
-                lists_of!(held, index => Ok(index.train(rows, options)?))
-            });
-            raised.map_or(trained, |raised| Err(raised.into()))
+        typed!(vectors, rows => take_steps(py, &self.shared, |held| {
+            lists_of!(held, index => Ok(IvfPqSteps::train(index, rows, threads)?), else no_lists())
         }))
     }
 
@@ -378,10 +358,15 @@ impl Engine {
         let queries = self.vectors(q)?;
         let _turn = self.shared.take_turn(py)?;
         typed!(queries, rows => py.detach(|| {
-            self.shared.write(|held| lists_of!(held, index => {
-                let tuned = index.tune(rows, k, recall, threads)?;
-                Ok((tuned.probes, tuned.rerank, tuned.recall))
-            }))
+            let find = |held: &Held| {
+                lists_of!(held, index => Ok(index.find_effort(rows, k, recall, threads)?), else no_lists())
+            };
+            // However long that takes, no write waits for it: nobody else has the turn.
+            let tuned = find(self.shared.read().index()?)?;
+            self.shared.write(|held| {
+                lists_of!(held, index => Ok(index.keep_effort(tuned)?), else no_lists())
+            })?;
+            Ok((tuned.probes, tuned.rerank, tuned.recall))
         }))
     }
 
@@ -389,7 +374,11 @@ impl Engine {
     fn compact(&self, py: Python<'_>) -> Answer<()> {
         self.check_writable()?;
         let _turn = self.shared.take_turn(py)?;
-        py.detach(|| self.shared.write(|held| lists_of!(held, index => Ok(index.compact()?))))
+        take_steps(
+            py,
+            &self.shared,
+            |held| lists_of!(held, index => Ok(IvfPqSteps::compact(index)?), else no_lists()),
+        )
     }
 
     /// Splits long lists and gives away tiny ones; only of an IVF-PQ index.
@@ -397,9 +386,11 @@ impl Engine {
         self.check_writable()?;
         let threads = input::threads(threads)?;
         let _turn = self.shared.take_turn(py)?;
-        py.detach(|| {
-            self.shared.write(|held| lists_of!(held, index => Ok(index.rebalance(threads)?)))
-        })
+        take_steps(
+            py,
+            &self.shared,
+            |held| lists_of!(held, index => Ok(IvfPqSteps::rebalance(index, threads)?), else no_lists()),
+        )
     }
 
     /// Lists in use, and the defaults of searches; only of an IVF-PQ index.
@@ -409,7 +400,7 @@ impl Engine {
             lists_of!(reading.index()?, index => {
                 let (probes, rerank) = index.defaults();
                 Ok((index.lists()?, probes, rerank))
-            })
+            }, else no_lists())
         })
     }
 
@@ -621,6 +612,10 @@ fn filled<T: Copy>(value: T, count: usize, k: usize) -> Answer<Vec<T>> {
 fn not_contiguous() -> Failure {
     let (value, allowed) = ("not contiguous".into(), "a contiguous array".into());
     Error::Parameter { name: "q", value, allowed }.into()
+}
+
+fn no_lists() -> Failure {
+    unknown_kind().into()
 }
 
 fn unknown_kind() -> Error {

@@ -1,17 +1,19 @@
-//! Adding and updating, step by step: searches go on between the steps, and so does Python.
+//! Adding and updating, and what keeps lists in shape, step by step: searches go on between the steps, and so does
+//! Python.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use ann_core::{
-    AddOptions, Element, Error, Flat, Graph, Index, Insertion, IvfPq, PageStore, Search, Topology,
+    AddOptions, Element, Error, Flat, Graph, Index, Insertion, IvfPq, IvfPqSteps, PageStore,
+    Search, Topology,
 };
 use ndarray::{ArrayView2, s};
 use pyo3::prelude::*;
 
-use crate::any;
 use crate::failure::{Answer, Failure};
 use crate::shared::{Held, Shared};
+use crate::{any, lists_of};
 
 /// How long steps are taken before signals and progress are seen to.
 const SLICE: Duration = Duration::from_millis(50);
@@ -44,13 +46,27 @@ pub fn insert<T: Element>(
     rows: Rows<'_, T>,
     report: Option<&Bound<'_, PyAny>>,
 ) -> Answer<Vec<u64>> {
-    let mut work = py.detach(|| Work::new(shared, rows))?;
-    if let Work::Flat(work) = &mut work
-        && work.at_once
-    {
-        let report = report.map(|report| report.clone().unbind());
-        py.detach(|| work.load(shared, report))?;
-    }
+    let work = py.detach(|| Work::new(shared, rows))?;
+    take(py, shared, work, report)
+}
+
+/// Takes all steps of a change of an IVF-PQ index; if a signal handler raises, the index stays valid. The caller has
+/// the turn.
+pub fn take_steps<'a, T: Element>(
+    py: Python<'_>,
+    shared: &Shared,
+    begin: impl FnOnce(&Held) -> Answer<IvfPqSteps<'a, T>> + Send,
+) -> Answer<()> {
+    let steps = py.detach(|| begin(shared.read().index()?))?;
+    take(py, shared, Work::Lists(Box::new(steps)), None).map(drop)
+}
+
+fn take<T: Element>(
+    py: Python<'_>,
+    shared: &Shared,
+    mut work: Work<'_, T>,
+    report: Option<&Bound<'_, PyAny>>,
+) -> Answer<Vec<u64>> {
     loop {
         py.detach(|| work.run(shared, SLICE))?;
         let seen = py.check_signals().and_then(|()| match report {
@@ -81,6 +97,7 @@ fn give_back() {
 /// An insertion that is under way.
 enum Work<'a, T> {
     Graph { insertion: Box<Insertion<'a, T>>, replace: bool },
+    Lists(Box<IvfPqSteps<'a, T>>),
     Flat(FlatWork<'a, T>),
 }
 
@@ -110,18 +127,17 @@ impl<'a, T: Element> Work<'a, T> {
         Ok(Work::Graph { insertion: Box::new(insertion), replace })
     }
 
-    /// Rows for lists: those that come to an empty index train it, and go in at once.
     fn lists<S: PageStore>(index: &IvfPq<S>, rows: Rows<'a, T>) -> Answer<Work<'a, T>> {
-        let threads = rows.threads;
-        let mut work = FlatWork::new(index, rows)?;
-        work.at_once = index.is_empty();
-        work.threads = threads;
-        Ok(Work::Flat(work))
+        let Rows { vectors, keys, replace, threads } = rows;
+        let steps = IvfPqSteps::insert(index, vectors, keys.as_deref(), replace, threads)?;
+        check_ids(steps.keys())?;
+        Ok(Work::Lists(Box::new(steps)))
     }
 
     fn progress(&self) -> usize {
         match self {
             Work::Graph { insertion, .. } => insertion.progress(),
+            Work::Lists(steps) => steps.progress(),
             Work::Flat(work) => work.keys.len(),
         }
     }
@@ -129,6 +145,7 @@ impl<'a, T: Element> Work<'a, T> {
     fn total(&self) -> usize {
         match self {
             Work::Graph { insertion, .. } => insertion.keys().len(),
+            Work::Lists(steps) => steps.keys().len(),
             Work::Flat(work) => work.rows.vectors.nrows(),
         }
     }
@@ -136,6 +153,7 @@ impl<'a, T: Element> Work<'a, T> {
     fn is_done(&self) -> bool {
         match self {
             Work::Graph { insertion, .. } => insertion.is_done(),
+            Work::Lists(steps) => steps.is_done(),
             Work::Flat(work) => work.keys.len() == work.rows.vectors.nrows(),
         }
     }
@@ -167,21 +185,33 @@ impl<'a, T: Element> Work<'a, T> {
                 Held::DiskAnnFile(index) => Ok(insertion.plan_step(index)?),
                 _ => Err(Failure::Closed),
             },
+            Work::Lists(steps) if steps.needs_write() => shared.write(
+                |held| lists_of!(held, index => Ok(steps.write_step(index)?), else Failure::Closed),
+            ),
+            Work::Lists(steps) => {
+                let reading = shared.read();
+                lists_of!(reading.index()?, index => Ok(steps.plan_step(index)?), else Failure::Closed)
+            }
             Work::Flat(work) => shared.write(|held| any!(held, index => work.step(index))),
         }
     }
 
-    /// Finishes what is written of a batch: planned rows whose links are missing would be found less well.
+    /// Finishes what is written of a batch: planned rows whose links are missing would be found less well, and searches
+    /// of lists that are written in part would measure every vector.
     fn settle(&mut self, shared: &Shared) -> Answer<()> {
         let begun = Instant::now();
-        while let Work::Graph { insertion, .. } = self
-            && insertion.needs_write()
-            && !insertion.is_done()
-            && begun.elapsed() < GRACE
-        {
+        while !self.is_done() && self.is_partly_written() && begun.elapsed() < GRACE {
             self.step(shared)?;
         }
         Ok(())
+    }
+
+    fn is_partly_written(&self) -> bool {
+        match self {
+            Work::Graph { insertion, .. } => insertion.needs_write(),
+            Work::Lists(steps) => steps.is_applying(),
+            Work::Flat(_) => false,
+        }
     }
 
     fn finish(self, shared: &Shared) -> Answer<Vec<u64>> {
@@ -193,6 +223,7 @@ impl<'a, T: Element> Work<'a, T> {
                 }
                 Ok(insertion.keys().to_vec())
             }
+            Work::Lists(steps) => Ok(steps.keys().to_vec()),
             Work::Flat(work) => Ok(work.keys),
         }
     }
@@ -203,9 +234,6 @@ struct FlatWork<'a, T> {
     rows: Rows<'a, T>,
     /// The keys of the rows that are in.
     keys: Vec<u64>,
-    /// Whether all rows go in in one write.
-    at_once: bool,
-    threads: usize,
 }
 
 impl<'a, T: Element> FlatWork<'a, T> {
@@ -230,40 +258,7 @@ impl<'a, T: Element> FlatWork<'a, T> {
                 _ => {}
             }
         }
-        Ok(FlatWork { rows, keys: Vec::new(), at_once: false, threads: 1 })
-    }
-
-    /// Puts all rows into an index that is still empty: nobody has anything to search for meanwhile.
-    fn load(&mut self, shared: &Shared, report: Option<Py<PyAny>>) -> Answer<()> {
-        let Rows { vectors, keys, threads, .. } = &self.rows;
-        let mut raised = None;
-        let mut told = |done: usize, total: usize| {
-            let seen = Python::attach(|py| {
-                py.check_signals()?;
-                report.as_ref().map_or(Ok(()), |report| report.call1(py, (done, total)).map(drop))
-            });
-            seen.map_err(|error| raised = Some(error)).is_ok()
-        };
-        let options = AddOptions::new().threads(*threads).progress(&mut told);
-        let added = shared.write(|held| {
-            any!(held, index => {
-                let added = index.add(*vectors, keys.as_deref(), options)?;
-                match check_ids(&added) {
-                    Ok(()) => Ok(added),
-                    Err(failure) => {
-                        index.remove(&added)?;
-                        Err(failure)
-                    }
-                }
-            })
-        });
-        match (added, raised) {
-            (Err(_), Some(raised)) => Err(raised.into()),
-            (added, _) => {
-                self.keys = added?;
-                Ok(())
-            }
-        }
+        Ok(FlatWork { rows, keys: Vec::new() })
     }
 
     fn step(&mut self, index: &mut impl Index) -> Answer<()> {
@@ -272,7 +267,7 @@ impl<'a, T: Element> FlatWork<'a, T> {
         let row_bytes = (vectors.ncols() * size_of::<T>()).max(1);
         let end = count.min(start + (WRITE_BYTES / row_bytes).clamp(1, WRITE_ROWS));
         let part = vectors.slice(s![start..end, ..]);
-        let options = AddOptions::new().threads(self.threads);
+        let options = AddOptions::new().threads(1);
         match keys.as_ref().map(|keys| &keys[start..end]) {
             Some(keys) if *replace => {
                 index.update(part, keys, options)?;

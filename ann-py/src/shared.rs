@@ -60,6 +60,18 @@ macro_rules! any {
     };
 }
 
+/// Evaluates `$body` with `$index` as the IVF-PQ index inside a [`Held`]; `$else` is the failure if it is another.
+#[macro_export]
+macro_rules! lists_of {
+    ($held:expr, $index:ident => $body:expr, else $else:expr) => {
+        match $held {
+            $crate::shared::Held::IvfPq($index) => $body,
+            $crate::shared::Held::IvfPqFile($index) => $body,
+            _ => Err($else),
+        }
+    };
+}
+
 impl Held {
     /// An index in memory, if this package knows its kind.
     pub fn in_memory(index: AnyIndex<MemStore>) -> Option<Held> {

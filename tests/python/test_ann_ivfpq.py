@@ -119,7 +119,7 @@ def test_a_load_can_be_stopped_and_is_told_of() -> None:
     with pytest.raises(KeyError, match="enough"):
         stopped.add(x, progress=stop)
     stopped.verify()
-    assert len(stopped) in (0, 20_000)
+    assert len(stopped) <= 20_000
     stopped.add(x[:5000], ids=np.arange(50_000, 55_000))
     stopped.verify()
     assert stopped.lists > 0

@@ -46,8 +46,7 @@ def run(*tasks: Callable[[], Any]) -> list[Any]:
     return results
 
 
-# An index of lists trains itself anew as it grows; searches wait for that.
-@pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.Flat])
+@kinds
 def test_searches_go_on_while_another_thread_adds(kind: type[ann.Index]) -> None:
     index, still = kind(DIM), kind(DIM)
     for each in (index, still):
@@ -239,8 +238,7 @@ def test_no_change_inside_a_filter_or_another_change(kind: type[ann.Index]) -> N
     index.verify()
 
 
-# An index of lists must not be asked by the progress function of its own training.
-@pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN, ann.Flat])
+@kinds
 def test_progress_functions(kind: type[ann.Index], tmp_path: Path) -> None:
     index = kind(DIM)
     calls: list[tuple[int, int]] = []
@@ -264,7 +262,7 @@ def test_progress_functions(kind: type[ann.Index], tmp_path: Path) -> None:
 def test_what_a_progress_function_raises_ends_the_work(kind: type[ann.Index]) -> None:
     index = kind(DIM)
     index.add(X[:100])
-    x = X if kind is not ann.Flat else np.tile(X, (30, 1))
+    x = X if kind in (ann.HNSW, ann.DiskANN) else np.tile(X, (30, 1))
     seen = []
 
     def progress(done: int, total: int) -> None:
@@ -351,7 +349,14 @@ SCRIPT = """if True:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way")
 @pytest.mark.parametrize(
     ("kind", "what"),
-    [("HNSW", "load"), ("HNSW", "add"), ("HNSW", "search"), ("HNSW", "wait"), ("Flat", "search")],
+    [
+        ("HNSW", "load"),
+        ("HNSW", "add"),
+        ("HNSW", "search"),
+        ("HNSW", "wait"),
+        ("IVFPQ", "load"),
+        ("Flat", "search"),
+    ],
 )
 def test_ctrl_c(kind: str, what: str) -> None:
     command = [sys.executable, "-c", SCRIPT, kind, what]

@@ -15,6 +15,8 @@ use crate::seed::mix;
 const ROWS: usize = 128;
 /// Centroids of one matrix product, so that the products stay in the cache.
 const COLUMNS: usize = 512;
+/// Products of floats that a step sums up, about.
+const STEP: usize = 1 << 31;
 /// Lanes in which minima are kept.
 const LANES: usize = 16;
 /// With so many clusters at most, seeds are chosen far from one another.
@@ -35,43 +37,94 @@ pub struct Training {
     pub seed: u64,
 }
 
-/// The centroids of `points`, rows of `dim` floats, one after the other; `None` if `go_on` says no, which is asked with
-/// the share that is done. Runs on the current thread pool.
+/// The centroids of `points`, rows of `dim` floats, one after the other. Runs on the current thread pool.
 ///
 /// # Panics
 /// If `dim` is zero or `points` are not whole rows.
-pub fn train(
-    points: &[f32],
+pub fn train(points: &[f32], dim: usize, training: &Training) -> Vec<f32> {
+    let mut trainer = Trainer::new(points, dim, *training);
+    while trainer.step(points) {}
+    trainer.finish()
+}
+
+/// A training in steps.
+pub struct Trainer {
     dim: usize,
-    training: &Training,
-    go_on: &mut dyn FnMut(f64) -> bool,
-) -> Option<Vec<f32>> {
-    assert!(dim > 0 && points.len().is_multiple_of(dim), "points are rows of {dim} floats");
-    let count = points.len() / dim;
-    let clusters = training.clusters.min(count);
-    if clusters == 0 {
-        return Some(Vec::new());
-    }
-    let mut centroids = seeds(points, dim, clusters, training.seed);
-    if training.spherical {
-        normalise(&mut centroids, dim);
-    }
-    let mut before: Vec<u32> = Vec::new();
-    for iteration in 0..training.iterations {
-        if !go_on(iteration as f64 / training.iterations as f64) {
-            return None;
-        }
-        let nearest = assign(points, dim, &centroids);
-        if nearest == before {
-            break;
-        }
-        centroids = means(points, dim, &nearest, centroids, mix(training.seed ^ iteration as u64));
+    training: Training,
+    centroids: Vec<f32>,
+    iteration: usize,
+    /// The nearest centroids in the last iteration, and as far as they are known in this.
+    before: Vec<u32>,
+    nearest: Vec<u32>,
+}
+
+impl Trainer {
+    /// Chooses the first centroids of `points`, rows of `dim` floats.
+    ///
+    /// # Panics
+    /// If `dim` is zero or `points` are not whole rows.
+    pub fn new(points: &[f32], dim: usize, training: Training) -> Trainer {
+        assert!(dim > 0 && points.len().is_multiple_of(dim), "points are rows of {dim} floats");
+        let clusters = training.clusters.min(points.len() / dim);
+        let mut centroids = match clusters {
+            0 => Vec::new(),
+            _ => seeds(points, dim, clusters, training.seed),
+        };
         if training.spherical {
             normalise(&mut centroids, dim);
         }
-        before = nearest;
+        let (before, nearest) = (Vec::new(), Vec::new());
+        Trainer { dim, training, centroids, iteration: 0, before, nearest }
     }
-    Some(centroids)
+
+    /// One step, of an iteration or a part of it, with the same points. False once there is nothing left to do. Runs on
+    /// the current thread pool.
+    pub fn step(&mut self, points: &[f32]) -> bool {
+        let (dim, clusters) = (self.dim, self.centroids.len() / self.dim);
+        if self.iteration >= self.training.iterations || clusters == 0 {
+            return false;
+        }
+        let from = dim * self.nearest.len();
+        let to = points.len().min(from + dim * step_rows(clusters, dim));
+        self.nearest.extend(assign(&points[from..to], dim, &self.centroids));
+        if to < points.len() {
+            return true;
+        }
+        if self.nearest == self.before {
+            self.iteration = self.training.iterations;
+            return false;
+        }
+        let seed = mix(self.training.seed ^ self.iteration as u64);
+        self.centroids =
+            means(points, dim, &self.nearest, std::mem::take(&mut self.centroids), seed);
+        if self.training.spherical {
+            normalise(&mut self.centroids, dim);
+        }
+        self.before = std::mem::take(&mut self.nearest);
+        self.iteration += 1;
+        self.iteration < self.training.iterations
+    }
+
+    /// The share of the iterations that is done.
+    pub fn share(&self) -> f64 {
+        let iterations = self.training.iterations.max(1) as f64;
+        let of_points = match self.before.len() {
+            0 => 0.0,
+            points => self.nearest.len() as f64 / points as f64,
+        };
+        ((self.iteration as f64 + of_points) / iterations).min(1.0)
+    }
+
+    /// The centroids as they are now, one after the other.
+    pub fn finish(self) -> Vec<f32> {
+        self.centroids
+    }
+}
+
+/// Points that can be assigned to so many clusters in a fraction of a second.
+pub fn step_rows(clusters: usize, dim: usize) -> usize {
+    let least = ROWS * rayon::current_num_threads();
+    (STEP / (clusters * dim).max(1)).max(least).next_multiple_of(ROWS)
 }
 
 /// The nearest centroid of each point; of equally near ones the first. Runs on the current thread pool.
@@ -331,11 +384,11 @@ mod tests {
     #[test]
     fn clusters_are_found() {
         let values = points(3000, 8);
-        let trained = train(&values, 8, &training(20), &mut |_| true).expect("not cancelled");
+        let trained = train(&values, 8, &training(20));
         let inside = spread(&values, 8, &trained);
         assert!(inside < 3.0 * 8.0 * 100.0 * 100.0 / 12.0, "{inside}");
         let drawn = seeds(&values, 8, 400, 1);
-        let many = train(&values, 8, &training(400), &mut |_| true).expect("not cancelled");
+        let many = train(&values, 8, &training(400));
         assert!(spread(&values, 8, &many) < 0.9 * spread(&values, 8, &drawn));
     }
 
@@ -345,7 +398,7 @@ mod tests {
         let by = |threads| {
             let pool =
                 rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-            pool.install(|| train(&values, 12, &training(300), &mut |_| true))
+            pool.install(|| train(&values, 12, &training(300)))
         };
         assert!(by(1) == by(3));
     }
@@ -356,7 +409,7 @@ mod tests {
         let mut values = points(2000, 4);
         values.truncate(1990 * 4);
         values.extend(vec![0.5; 40]);
-        let trained = train(&values, 4, &training(500), &mut |_| true).expect("not cancelled");
+        let trained = train(&values, 4, &training(500));
         let mut met = vec![false; 500];
         assign(&values, 4, &trained).iter().for_each(|&c| met[c as usize] = true);
         assert!(met.iter().filter(|&&met| !met).count() < 25);
@@ -364,18 +417,17 @@ mod tests {
 
     #[test]
     fn few_points_one_point_and_none() {
-        assert_eq!(train(&[], 4, &training(5), &mut |_| true), Some(Vec::new()));
-        let few = train(&points(3, 4), 4, &training(5), &mut |_| true).expect("not cancelled");
+        assert_eq!(train(&[], 4, &training(5)), Vec::new());
+        let few = train(&points(3, 4), 4, &training(5));
         assert_eq!(few.len(), 12);
-        let same = train(&[2.0; 400], 4, &training(5), &mut |_| true).expect("not cancelled");
+        let same = train(&[2.0; 400], 4, &training(5));
         assert_eq!(same, vec![2.0; 20]);
-        assert_eq!(train(&points(300, 4), 4, &training(5), &mut |share| share < 0.1), None);
     }
 
     #[test]
     fn spherical_centroids_have_length_one() {
         let options = Training { spherical: true, ..training(30) };
-        let trained = train(&points(1000, 6), 6, &options, &mut |_| true).expect("not cancelled");
+        let trained = train(&points(1000, 6), 6, &options);
         for row in trained.chunks_exact(6) {
             assert!((distance(row, &[0.0; 6]) - 1.0).abs() < 1e-5);
         }

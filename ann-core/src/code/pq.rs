@@ -26,6 +26,70 @@ pub struct Pq {
     book: Vec<f32>,
 }
 
+/// A training in steps, some pieces of the vectors at a time.
+pub struct Trainer {
+    pq: Pq,
+    seed: u64,
+    /// Pieces whose codewords are known.
+    done: usize,
+}
+
+impl Trainer {
+    /// # Panics
+    /// If `subs` is not from 1 to `dim`, or `bits` is not 4 or 8.
+    pub fn new(dim: usize, subs: usize, bits: u8, seed: u64) -> Trainer {
+        assert!((1..=dim).contains(&subs) && matches!(bits, 4 | 8), "{subs} codes of {bits} bits");
+        Trainer { pq: Pq { dim, subs, bits, book: Vec::new() }, seed, done: 0 }
+    }
+
+    /// Learns codewords for as many pieces as there are threads in the current pool; the same points every time. False
+    /// once there is nothing left to do.
+    ///
+    /// # Panics
+    /// If `points` are not whole rows.
+    pub fn step(&mut self, points: &[f32]) -> bool {
+        let Pq { dim, subs, .. } = self.pq;
+        assert!(points.len().is_multiple_of(dim), "points are rows of {dim} floats");
+        let last = subs.min(self.done + rayon::current_num_threads());
+        let pieces = (self.done..last).into_par_iter().map(|sub| self.piece(points, sub));
+        let books: Vec<Vec<f32>> = pieces.collect();
+        self.pq.book.extend(books.into_iter().flatten());
+        self.done = last;
+        self.done < subs
+    }
+
+    /// The codewords of one piece.
+    fn piece(&self, points: &[f32], sub: usize) -> Vec<f32> {
+        let (from, to) = (self.pq.cut(sub), self.pq.cut(sub + 1));
+        let (width, words) = (to - from, self.pq.words());
+        let rows = points.chunks_exact(self.pq.dim);
+        let piece: Vec<f32> = rows.flat_map(|row| &row[from..to]).copied().collect();
+        let training = Training {
+            clusters: words,
+            iterations: 0,
+            spherical: false,
+            seed: mix(self.seed ^ sub as u64),
+        };
+        let first = kmeans::train(&piece, width, &training);
+        let mut book = vec![0f32; width * words];
+        for (word, centroid) in first.chunks_exact(width).enumerate() {
+            (0..width).for_each(|i| book[i * words + word] = centroid[i]);
+        }
+        lloyd(&piece, width, words, &mut book);
+        book
+    }
+
+    /// The share of the pieces that is done.
+    pub fn share(&self) -> f64 {
+        self.done as f64 / self.pq.subs as f64
+    }
+
+    /// The quantizer, once all steps are done.
+    pub fn finish(self) -> Pq {
+        self.pq
+    }
+}
+
 /// What encoding needs for a while.
 #[derive(Default)]
 pub struct Scratch {
@@ -47,32 +111,9 @@ impl Pq {
     /// # Panics
     /// If `subs` is not from 1 to `dim`, `bits` is not 4 or 8, or `points` are not whole rows.
     pub fn train(points: &[f32], dim: usize, subs: usize, bits: u8, seed: u64) -> Pq {
-        assert!((1..=dim).contains(&subs) && matches!(bits, 4 | 8), "{subs} codes of {bits} bits");
-        assert!(points.len().is_multiple_of(dim), "points are rows of {dim} floats");
-        let words = 1usize << bits;
-        let pieces: Vec<Vec<f32>> = (0..subs)
-            .into_par_iter()
-            .map(|sub| {
-                let (from, to) = (cut(dim, subs, sub), cut(dim, subs, sub + 1));
-                let width = to - from;
-                let piece: Vec<f32> =
-                    points.chunks_exact(dim).flat_map(|row| &row[from..to]).copied().collect();
-                let training = Training {
-                    clusters: words,
-                    iterations: 0,
-                    spherical: false,
-                    seed: mix(seed ^ sub as u64),
-                };
-                let first = kmeans::train(&piece, width, &training, &mut |_| true);
-                let mut book = vec![0f32; width * words];
-                for (word, centroid) in first.unwrap_or_default().chunks_exact(width).enumerate() {
-                    (0..width).for_each(|i| book[i * words + word] = centroid[i]);
-                }
-                lloyd(&piece, width, words, &mut book);
-                book
-            })
-            .collect();
-        Pq { dim, subs, bits, book: pieces.concat() }
+        let mut trainer = Trainer::new(dim, subs, bits, seed);
+        while trainer.step(points) {}
+        trainer.finish()
     }
 
     /// Coordinates of a vector.

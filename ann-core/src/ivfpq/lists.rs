@@ -105,9 +105,14 @@ impl Block {
     /// A block without entries.
     pub(crate) fn empty(self, links: Links) -> Vec<u8> {
         let mut block = vec![0; self.stride()];
+        self.clear(&mut block, links);
+        block
+    }
+
+    /// Makes the bytes of a block, all zero, those of one without entries.
+    pub(crate) fn clear(self, block: &mut [u8], links: Links) {
         block[self.slots()..self.links()].fill(0xff);
         block[self.links()..self.bytes()].copy_from_slice(links.as_bytes());
-        block
     }
 
     /// The slots of a block's bytes.

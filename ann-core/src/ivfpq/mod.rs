@@ -8,15 +8,19 @@
 //! 2019; Guo et al., arXiv 1908.10396.)
 //!
 //! An index is trained or it is not. Without training there are no lists, and searches measure every vector: that is
-//! how an index begins, and what it is while it is trained anew.
+//! how an index begins, and what it is for the moment in which its lists are replaced.
 
 mod builder;
 mod coarse;
+mod compact;
+mod fill;
 mod insert;
 mod lists;
 mod model;
 mod rebalance;
 mod search;
+mod source;
+mod steps;
 mod train;
 mod tune;
 mod verify;
@@ -39,6 +43,7 @@ use crate::rows::{CODES, Kind, Plan, Rows, UPPER, UPPER_CODES, WHOLE, check_rows
 use crate::threads;
 
 pub use builder::IvfPqBuilder;
+pub use steps::IvfPqSteps;
 pub use tune::Tuned;
 pub(crate) use walk::Walk;
 
@@ -209,29 +214,25 @@ impl<S: PageStore> Index for IvfPq<S> {
         &mut self,
         vectors: ArrayView2<'_, T>,
         keys: Option<&[u64]>,
-        options: AddOptions<'_>,
+        mut options: AddOptions<'_>,
     ) -> Result<Vec<u64>> {
-        let pool = threads::pool(options.threads)?;
-        pool.install(|| check_rows(&self.rows.space, &vectors))?;
-        let keys = self.rows.new_keys(vectors.nrows(), keys)?;
-        self.insert(&pool, vectors, &keys, false, options)?;
-        Ok(keys)
+        let steps = IvfPqSteps::insert(self, vectors, keys, false, options.threads)?;
+        self.take_steps(steps, &mut options)
     }
 
     fn update<T: Element>(
         &mut self,
         vectors: ArrayView2<'_, T>,
         keys: &[u64],
-        options: AddOptions<'_>,
+        mut options: AddOptions<'_>,
     ) -> Result<()> {
-        let pool = threads::pool(options.threads)?;
-        pool.install(|| check_rows(&self.rows.space, &vectors))?;
-        let keys = self.rows.known_keys(vectors.nrows(), keys)?;
-        self.insert(&pool, vectors, &keys, true, options)
+        let steps = IvfPqSteps::insert(self, vectors, Some(keys), true, options.threads)?;
+        self.take_steps(steps, &mut options).map(|_| ())
     }
 
     fn remove(&mut self, keys: &[u64]) -> Result<usize> {
-        self.settle()?;
+        let unsettled = self.unsettled()?;
+        self.settle(&unsettled)?;
         let mut removed = 0;
         for &key in keys {
             if let Some(id) = self.rows.id_of(key)? {

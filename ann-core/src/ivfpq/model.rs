@@ -134,6 +134,20 @@ impl Model {
         Ok(Some(Model::new(lists, centroids, pq, metric, along, rows.space.isa())))
     }
 
+    /// The same with other lists, given by their numbers and centroids, and without some.
+    pub(crate) fn with(&self, numbers: &[u32], centroids: &[f32], gone: &[u32]) -> Model {
+        let own = self.lists.iter().copied().zip(self.centroids.chunks_exact(self.dim));
+        let more = numbers.iter().copied().zip(centroids.chunks_exact(self.dim));
+        let mut all: Vec<(u32, &[f32])> = own.chain(more).collect();
+        all.retain(|(list, _)| !gone.contains(list));
+        all.sort_unstable_by_key(|&(list, _)| list);
+        let lists: Vec<u32> = all.iter().map(|&(list, _)| list).collect();
+        let offsets = (0..lists.len() as u64).map(|at| at * 4 * self.dim as u64).collect();
+        let centroids = all.into_iter().flat_map(|(_, centroid)| centroid).copied().collect();
+        let (pq, kernel, coarse) = (self.pq.clone(), self.kernel, OnceLock::new());
+        Model { lists, centroids, pq, kernel, offsets, coarse, ..*self }
+    }
+
     /// Lists in use.
     pub(crate) fn len(&self) -> usize {
         self.lists.len()
@@ -148,6 +162,18 @@ impl Model {
         &self.centroids[at * self.dim..][..self.dim]
     }
 
+    fn make_coarse(&self) -> Option<Coarse> {
+        Coarse::new(&self.centroids, self.dim, self.metric)
+    }
+
+    /// Makes what the first search would, on the current thread pool.
+    pub(crate) fn warm(&self) {
+        if self.coarse.get().is_none() {
+            let made = self.make_coarse();
+            self.coarse.get_or_init(|| made);
+        }
+    }
+
     /// Fills in the order of the lists as far as `wanted`: at least so many, or all of them.
     pub(crate) fn rank(&self, query: &[f32], wanted: usize, ranking: &mut Ranking) {
         let Ranking { query: prepared, lookup, scores, offsets, order } = ranking;
@@ -159,8 +185,8 @@ impl Model {
         // searches meanwhile, which would wait for this.
         let coarse = self.coarse.get_or_init(|| {
             let pool = threads::pool(1).ok()?;
-            let make = || pool.install(|| Coarse::new(&self.centroids, self.dim, self.metric));
             std::thread::scope(|scope| {
+                let make = || pool.install(|| self.make_coarse());
                 let made = std::thread::Builder::new().spawn_scoped(scope, make).ok()?;
                 made.join().ok().flatten()
             })

@@ -1,22 +1,27 @@
-//! Keeping lists in shape: sparse blocks are joined, large lists split, tiny ones given away.
+//! Keeping lists in shape as what they hold changes: large lists are split, tiny ones given away, and the others left
+//! as they are.
 //!
 //! All of it is entries that move, each in one write that takes it out of one block and puts it into another: searches
-//! find every entry once, whatever they come between.
+//! find every entry once, whatever they come between. New lists are empty before, and old ones when they go.
 
+use std::sync::OnceLock;
+
+use rayon::ThreadPool;
 use zerocopy::IntoBytes;
 
-use crate::code::kmeans::{self, Training};
+use crate::code::kmeans::{self, Trainer, Training};
 use crate::error::{Error, Result};
 use crate::kernel::fastscan::BLOCK;
 use crate::page::PageStore;
 use crate::rows::{Change, NODES, NONE};
 use crate::seed::mix;
-use crate::threads;
 
 use super::lists::{Links, List, Place, entries, taken};
-use super::model::Scratch;
-use super::train::floats_of;
+use super::model::Model;
+use super::source::{Coded, Source};
+use super::steps::IvfPqSteps;
 use super::{CENTROIDS, IvfPq, LISTS, MAX_LISTS};
+use crate::index::AddOptions;
 
 /// A list this many times as long as the mean is split.
 const LONG: usize = 2;
@@ -27,105 +32,236 @@ const SPLIT: usize = 2 * BLOCK;
 /// An index of so many lists at least is trained anew if this part of them would become new.
 const MANY: usize = 32;
 const REBUILD: usize = 4;
-/// Iterations of the k-means that splits a list.
+/// Iterations of the k-means that splits a list, and the most vectors that it looks at for each part.
 const ITERATIONS: usize = 8;
+const SAMPLE_OF_PART: usize = 256;
+/// Entries that are encoded and moved in a step, and blocks that are taken out of use in one.
+const STEP: usize = 512;
 
-/// What moving an entry needs for a while.
+/// Lists on their way into shape.
 #[derive(Default)]
-struct Mover {
-    scratch: Scratch,
-    bytes: Vec<u8>,
-    floats: Vec<f32>,
-    codes: Vec<u8>,
+pub(super) struct Balancing {
+    stage: Stage,
+    /// Long lists that are still to be cut, into so many parts, and the one that is being cut.
+    long: Vec<(u32, Vec<u32>, usize)>,
+    cut: Option<(Vec<f32>, Trainer)>,
+    /// The centroids of new lists, one after the other, and their numbers.
+    centroids: Vec<f32>,
+    numbers: Vec<u32>,
+    /// Lists that will be in use no more.
+    leaving: Vec<u32>,
+    /// Slots whose entries may move.
+    slots: Vec<u32>,
+    moved: usize,
+    /// With what the index has while entries move, and then.
+    between: Option<Model>,
+    after: Option<Model>,
+    /// Those that are to move next.
+    next: Vec<(u32, Coded)>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Stage {
+    #[default]
+    Survey,
+    Cut,
+    Create,
+    Move,
+    Empty,
+    Done,
+    /// So much has changed that the index had better be trained anew.
+    Outdated,
+}
+
+impl Balancing {
+    pub(super) fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    pub(super) fn is_outdated(&self) -> bool {
+        self.stage == Stage::Outdated
+    }
+
+    pub(super) fn needs_write(&self) -> bool {
+        match self.stage {
+            Stage::Survey | Stage::Cut | Stage::Done | Stage::Outdated => false,
+            Stage::Create | Stage::Empty => true,
+            Stage::Move => !self.next.is_empty(),
+        }
+    }
+
+    /// One step of planning.
+    pub(super) fn plan<S: PageStore>(&mut self, index: &IvfPq<S>, pool: &ThreadPool) -> Result<()> {
+        match self.stage {
+            Stage::Survey => self.survey(index),
+            Stage::Cut => pool.install(|| self.cut(index)),
+            Stage::Move => pool.install(|| self.code(index)),
+            Stage::Create | Stage::Empty | Stage::Done | Stage::Outdated => Ok(()),
+        }
+    }
+
+    /// Finds what is too long and too short.
+    fn survey<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
+        let lists = index.model()?.map_or(&[][..], |model| &model.lists);
+        let mean = index.rows.len() / lists.len().max(1);
+        for &list in lists {
+            let blocks = index.blocks_of(list)?;
+            let slots: Vec<u32> = blocks.iter().flat_map(|(_, slots)| taken(slots)).collect();
+            if slots.len() > SPLIT.max(LONG * mean) && mean > 0 {
+                let parts = slots.len().div_ceil(mean.max(BLOCK)).max(2);
+                self.long.push((list, slots, parts));
+            } else if slots.len() < mean / SHORT {
+                self.leaving.push(list);
+                self.slots.extend(slots);
+            }
+        }
+        let parts: usize = self.long.iter().map(|(_, _, parts)| parts).sum();
+        let outdated = lists.len() >= MANY && parts > lists.len() / REBUILD;
+        self.stage = if outdated { Stage::Outdated } else { Stage::Cut };
+        Ok(())
+    }
+
+    /// One step of cutting long lists into parts.
+    fn cut<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
+        let dim = index.rows.space.dim;
+        let Some((list, slots, parts)) = self.long.last_mut() else {
+            return self.choose_numbers(index);
+        };
+        let Some((points, trainer)) = &mut self.cut else {
+            let source = Source::<f32>::Slots(std::mem::take(slots));
+            let count = source.len().min(SAMPLE_OF_PART * *parts);
+            let seed = mix(index.rows.meta.seed.get() ^ u64::from(*list));
+            let points = source.sample(&index.rows, count, seed)?;
+            let training =
+                Training { clusters: *parts, iterations: ITERATIONS, spherical: false, seed };
+            let trainer = Trainer::new(&points, dim, training);
+            if let Source::Slots(taken) = source {
+                *slots = taken;
+            }
+            self.cut = Some((points, trainer));
+            return Ok(());
+        };
+        if trainer.step(points) {
+            return Ok(());
+        }
+        let (cut, long) = (self.cut.take(), self.long.pop());
+        if let (Some((points, trainer)), Some((list, slots, _))) = (cut, long) {
+            let centroids = trainer.finish();
+            let nearest = kmeans::assign(&points, dim, &centroids);
+            // Where all coincide no cut would part them.
+            if nearest.iter().any(|&part| part != nearest[0]) {
+                self.centroids.extend(centroids);
+                self.leaving.push(list);
+                self.slots.extend(slots);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds numbers for new lists: of those that are out of use, then new ones.
+    fn choose_numbers<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
+        if self.leaving.is_empty() {
+            self.stage = Stage::Done;
+            return Ok(());
+        }
+        let count = index.rows.meta.entry_level.get();
+        let wanted = self.centroids.len() / index.rows.space.dim;
+        for list in 0..count {
+            if self.numbers.len() < wanted && index.list(list)?.retired.get() != 0 {
+                self.numbers.push(list);
+            }
+        }
+        self.numbers.extend((count..).take(wanted - self.numbers.len()));
+        let most = self.numbers.last().map_or(0, |&last| last as u64 + 1);
+        if most > MAX_LISTS as u64 {
+            return Err(Error::Full { limit: MAX_LISTS as u64, wanted: most });
+        }
+        if let Some(model) = index.model()? {
+            let model_of = |gone: &[u32]| model.with(&self.numbers, &self.centroids, gone);
+            let (between, after) = (model_of(&[]), model_of(&self.leaving));
+            between.warm();
+            after.warm();
+            (self.between, self.after) = (Some(between), Some(after));
+        }
+        self.leaving.sort_unstable();
+        self.stage = Stage::Create;
+        Ok(())
+    }
+
+    /// Finds where the next entries move to.
+    fn code<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
+        let Some(after) = &self.after else { return Ok(()) };
+        let last = self.slots.len().min(self.moved + STEP);
+        let slots = self.slots[self.moved..last].to_vec();
+        let source = Source::<f32>::Slots(slots.clone());
+        let mut places = vec![0; slots.len()];
+        source.assign(&index.rows, &after.centroids, 0, &mut places)?;
+        let coded = source.code(index, after, 0, &places)?;
+        self.next = slots.into_iter().zip(coded).collect();
+        self.moved = last;
+        if self.next.is_empty() {
+            self.stage = Stage::Empty;
+        }
+        Ok(())
+    }
+
+    /// One step of writing.
+    pub(super) fn write<S: PageStore>(&mut self, index: &mut IvfPq<S>) -> Result<()> {
+        match self.stage {
+            Stage::Create => {
+                let centroids = self.centroids.chunks_exact(index.rows.space.dim);
+                for (&number, centroid) in self.numbers.iter().zip(centroids) {
+                    index.create_list(number, centroid)?;
+                }
+                index.model = OnceLock::from(self.between.take());
+                self.stage = Stage::Move;
+            }
+            Stage::Move => {
+                let Some(after) = &self.after else { return Ok(()) };
+                for (slot, coded) in self.next.drain(..) {
+                    let place = index.place(after.lists[coded.at as usize])?;
+                    index.move_entry(slot, place, &coded.codes, (coded.addend, coded.missed))?;
+                }
+            }
+            _ => {
+                let mut left = STEP;
+                for &list in &self.leaving {
+                    if !index.free_blocks(list, &mut left)? {
+                        return Ok(());
+                    }
+                }
+                for &list in &self.leaving {
+                    index.retire(list)?;
+                }
+                index.model = OnceLock::from(self.after.take());
+                self.stage = Stage::Done;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl<S: PageStore> IvfPq<S> {
-    /// Joins the entries of lists that have more blocks than they need; blocks that become empty are used again, by any
-    /// list.
+    /// Splits lists that have grown past twice the mean, and gives the entries of those below an eighth of it to others;
+    /// all other lists stay as they are. An index of which that would make more than a quarter new, or that has four times
+    /// as many rows as at its training and was not told how many lists to make, is trained anew instead. Searches in between find everything. `threads` as
+    /// for adding. O(m lists dim) for the m entries of those lists.
     ///
     /// # Errors
-    /// Those of the store; the index then holds the same vectors as before.
-    pub fn compact(&mut self) -> Result<()> {
-        self.settle()?;
-        let count = self.model()?.map_or(0, |model| model.len());
-        let mover = &mut Mover::default();
-        for at in 0..count {
-            self.compact_list(at, mover)?;
-        }
-        Ok(())
-    }
-
-    /// Splits lists that have grown past twice the mean, and gives the entries of those below an eighth of it to others.
-    /// If that would make more than a quarter of all lists new, or the index has outgrown its lists altogether, trains it
-    /// anew. Searches in between find everything. `threads`
-    /// as for adding.
-    ///
-    /// # Errors
-    /// As [`IvfPq::compact`].
+    /// [`Error::Parameter`] for `threads`, and as [`IvfPq::compact`].
     pub fn rebalance(&mut self, threads: usize) -> Result<()> {
-        let pool = threads::pool(threads)?;
-        self.settle()?;
-        if !self.is_trained() || self.has_outgrown() {
-            if self.rows.len() >= self.rows.meta.train_at.get() as usize {
-                self.build(&pool, &mut |_| true)?;
-            }
-            return Ok(());
-        }
-        let lists = self.model()?.map_or(Vec::new(), |model| model.lists.clone());
-        let mean = self.rows.len() / lists.len().max(1);
-        let mut long = Vec::new();
-        for &list in &lists {
-            let slots = self.slots_of(list)?;
-            if slots.len() > SPLIT.max(LONG * mean) && mean > 0 {
-                let parts = slots.len().div_ceil(mean.max(BLOCK)).max(2);
-                long.push((list, slots, parts));
-            }
-        }
-        let parts: usize = long.iter().map(|(_, _, parts)| parts).sum();
-        if lists.len() >= MANY && parts > lists.len() / REBUILD {
-            self.build(&pool, &mut |_| true)?;
-            return Ok(());
-        }
-        for (list, slots, parts) in long {
-            pool.install(|| self.split(list, &slots, parts))?;
-        }
-        for &list in &lists {
-            let in_use = self
-                .model()?
-                .is_some_and(|model| model.len() > 1 && model.position(list).is_some());
-            let slots = self.slots_of(list)?;
-            if in_use && slots.len() < mean / SHORT {
-                pool.install(|| self.give_away(list, &slots))?;
-            }
-        }
-        Ok(())
+        let steps = IvfPqSteps::rebalance(self, threads)?;
+        self.take_steps(steps, &mut AddOptions::new()).map(|_| ())
     }
 
-    /// The slots of a list's entries.
-    fn slots_of(&self, list: u32) -> Result<Vec<u32>> {
-        let blocks = self.blocks_of(list)?;
-        Ok(blocks.iter().flat_map(|(_, slots)| taken(slots)).collect())
-    }
-
-    /// Moves an entry into a list, or to a given place of it.
-    fn move_entry(
+    /// Moves an entry to a free place, with its codes there, what is added to its distances and what the codes miss.
+    pub(super) fn move_entry(
         &mut self,
         slot: u32,
-        at: usize,
-        to: Option<Place>,
-        mover: &mut Mover,
+        place: Place,
+        codes: &[u8],
+        (addend, missed): (f32, f32),
     ) -> Result<()> {
-        let Mover { scratch, bytes, floats, codes } = mover;
-        floats_of(&self.rows, slot, bytes, floats)?;
-        codes.resize(self.block.subs, 0);
-        let missing = || Error::corrupt(0, format!("list number {at} does not exist"));
-        let model = self.model()?.filter(|model| at < model.len()).ok_or_else(missing)?;
-        let list = model.lists[at];
-        let (addend, missed) = model.encode(floats, at, codes, scratch);
-        let place = match to {
-            Some(place) => place,
-            None => self.place(list)?,
-        };
         let mut node = self.rows.node(slot)?;
         let mut change = Change::default();
         self.clear_entry(&mut change, node.owner.get(), slot, false)?;
@@ -142,97 +278,37 @@ impl<S: PageStore> IvfPq<S> {
         }
     }
 
-    /// New lists around the centres of one, whose entries go to them.
-    fn split(&mut self, list: u32, slots: &[u32], parts: usize) -> Result<()> {
-        let dim = self.rows.space.dim;
-        let (mut points, mut bytes, mut floats) = (Vec::new(), Vec::new(), Vec::new());
-        points.try_reserve_exact(slots.len() * dim).map_err(|_| Error::OutOfMemory {
-            what: "splitting a list",
-            bytes: 4 * (slots.len() * dim) as u64,
-        })?;
-        for &slot in slots {
-            floats_of(&self.rows, slot, &mut bytes, &mut floats)?;
-            points.extend_from_slice(&floats);
-        }
-        let training = Training {
-            clusters: parts,
-            iterations: ITERATIONS,
-            spherical: false,
-            seed: mix(self.rows.meta.seed.get() ^ u64::from(list)),
-        };
-        let centroids = kmeans::train(&points, dim, &training, &mut |_| true).unwrap_or_default();
-        let nearest = kmeans::assign(&points, dim, &centroids);
-        if nearest.iter().all(|&part| part == nearest[0]) {
-            // They all coincide: no cut would part them.
-            return Ok(());
-        }
-        let mut numbers = Vec::new();
-        for centroid in centroids.chunks_exact(dim) {
-            numbers.push(self.new_list(centroid)?);
-        }
-        let mover = &mut Mover::default();
-        for (&slot, &part) in slots.iter().zip(&nearest) {
-            let at = self.model()?.and_then(|model| model.position(numbers[part as usize]));
-            let at = at.ok_or_else(|| Error::corrupt(0, "a new list is missing"))?;
-            self.move_entry(slot, at, None, mover)?;
-        }
-        self.retire(list)
-    }
-
-    /// Moves the entries of a list to the nearest of the others.
-    fn give_away(&mut self, list: u32, slots: &[u32]) -> Result<()> {
-        let Some(model) = self.model()? else { return Ok(()) };
-        let Some(own) = model.position(list) else { return Ok(()) };
-        let dim = model.dim;
-        let mut others = model.centroids.clone();
-        others.drain(own * dim..(own + 1) * dim);
-        let (mut points, mut bytes, mut floats) = (Vec::new(), Vec::new(), Vec::new());
-        for &slot in slots {
-            floats_of(&self.rows, slot, &mut bytes, &mut floats)?;
-            points.extend_from_slice(&floats);
-        }
-        let nearest = kmeans::assign(&points, dim, &others);
-        let mover = &mut Mover::default();
-        for (&slot, &at) in slots.iter().zip(&nearest) {
-            let at = at as usize + usize::from(at as usize >= own);
-            self.move_entry(slot, at, None, mover)?;
-        }
-        self.retire(list)
-    }
-
-    /// A list around a centroid: one that was retired, or a new one.
-    fn new_list(&mut self, centroid: &[f32]) -> Result<u32> {
-        let count = self.rows.meta.entry_level.get();
-        let mut number = count;
-        for list in 0..count {
-            if self.list(list)?.retired.get() != 0 {
-                number = list;
-                break;
-            }
-        }
-        if number as usize >= MAX_LISTS {
-            return Err(Error::Full { limit: MAX_LISTS as u64, wanted: u64::from(number) + 1 });
-        }
+    /// A list around a centroid, under a number that is out of use or new.
+    fn create_list(&mut self, number: u32, centroid: &[f32]) -> Result<()> {
         self.rows.reserve(LISTS, u64::from(number) + 1)?;
         self.rows.put_whole(CENTROIDS, number, centroid.as_bytes())?;
         let mut change = Change::default();
         change.put_record(self.rows.array(LISTS)?, number, List::empty().as_bytes())?;
         self.rows.commit_meta(change, |meta| {
-            meta.entry_level = count.max(number + 1).into();
+            meta.entry_level = meta.entry_level.get().max(number + 1).into();
             true
         })?;
         self.forget_model();
-        Ok(number)
+        Ok(())
     }
 
-    /// Ends a list without entries; its blocks become unused ones.
-    fn retire(&mut self, list: u32) -> Result<()> {
-        for (block, slots) in self.blocks_of(list)? {
-            if entries(&slots) > 0 {
-                return Err(self.bad_block(block, format!("list {list} still has entries")));
+    /// Takes the blocks of a list without entries out of use, as far as `left` allows. Whether that are all of them.
+    fn free_blocks(&mut self, list: u32, left: &mut usize) -> Result<bool> {
+        loop {
+            let head = self.list(list)?.head.get();
+            if head == NONE || *left == 0 {
+                return Ok(head == NONE);
             }
-            self.unlink(list, None, block)?;
+            if entries(&self.block(head, list)?.0) > 0 {
+                return Err(self.bad_block(head, format!("list {list} still has entries")));
+            }
+            self.unlink(list, None, head)?;
+            *left -= 1;
         }
+    }
+
+    /// Ends a list without blocks.
+    fn retire(&mut self, list: u32) -> Result<()> {
         let mut change = Change::default();
         let record = List { retired: 1.into(), ..List::empty() };
         change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
@@ -243,7 +319,7 @@ impl<S: PageStore> IvfPq<S> {
 
     /// Takes a block without entries, which follows `before` or comes first, out of a list's chain. Nothing is on the
     /// list's stack of open blocks afterwards.
-    fn unlink(&mut self, list: u32, before: Option<u32>, block: u32) -> Result<()> {
+    pub(super) fn unlink(&mut self, list: u32, before: Option<u32>, block: u32) -> Result<()> {
         let (_, links) = self.block(block, list)?;
         let mut record = self.list(list)?;
         let mut change = Change::default();
@@ -263,62 +339,6 @@ impl<S: PageStore> IvfPq<S> {
             meta.entry = block.into();
             true
         })?;
-        Ok(())
-    }
-
-    /// Joins the entries of one list, given by its place in the model.
-    fn compact_list(&mut self, at: usize, mover: &mut Mover) -> Result<()> {
-        let Some(list) = self.model()?.and_then(|model| model.lists.get(at).copied()) else {
-            return Ok(());
-        };
-        let mut blocks = self.blocks_of(list)?;
-        let total: usize = blocks.iter().map(|(_, slots)| entries(slots)).sum();
-        if blocks.len() <= total.div_ceil(BLOCK) {
-            return Ok(());
-        }
-        // From the emptiest into the fullest that have room.
-        let mut order: Vec<usize> = (0..blocks.len()).collect();
-        order.sort_by_key(|&at| (BLOCK - entries(&blocks[at].1), at));
-        let (mut to, mut from) = (0, order.len() - 1);
-        while to < from {
-            let (target, source) = (order[to], order[from]);
-            let Some(lane) = blocks[target].1.iter().position(|&slot| slot == NONE) else {
-                to += 1;
-                continue;
-            };
-            let Some(held) = blocks[source].1.iter().position(|&slot| slot != NONE) else {
-                from -= 1;
-                continue;
-            };
-            let slot = blocks[source].1[held];
-            let place = Place { block: blocks[target].0, lane };
-            self.move_entry(slot, at, Some(place), mover)?;
-            blocks[source].1[held] = NONE;
-            blocks[target].1[lane] = slot;
-        }
-        let mut before = None;
-        for &(block, slots) in &blocks {
-            if entries(&slots) == 0 {
-                self.unlink(list, before, block)?;
-            } else {
-                before = Some(block);
-            }
-        }
-        // What is left has one block with room at the most.
-        for &(block, slots) in blocks.iter().filter(|(_, slots)| entries(slots) > 0) {
-            let (_, mut links) = self.block(block, list)?;
-            let mut record = self.list(list)?;
-            let open = entries(&slots) < BLOCK;
-            (links.is_open, links.open) = (u32::from(open).into(), NONE.into());
-            let mut change = Change::default();
-            if open {
-                links.open = record.open;
-                record.open = block.into();
-                change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
-            }
-            self.put_links(&mut change, block, links)?;
-            self.rows.commit(&mut change)?;
-        }
         Ok(())
     }
 }

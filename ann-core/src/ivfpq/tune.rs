@@ -38,10 +38,28 @@ impl<S: PageStore> IvfPq<S> {
     /// found with a recall, and has the index keep them: searches use them unless they are told otherwise. If nothing
     /// reaches the recall, what comes nearest is kept. `threads` as for searches.
     ///
+    /// [`IvfPq::find_effort`] and [`IvfPq::keep_effort`] in one.
+    ///
     /// # Errors
     /// [`Error::Parameter`] without queries, for `k` = 0, or a recall outside (0, 1]; those of searches and of the store.
     pub fn tune<T: Element>(
         &mut self,
+        queries: ArrayView2<'_, T>,
+        k: usize,
+        recall: f64,
+        threads: usize,
+    ) -> Result<Tuned> {
+        let tuned = self.find_effort(queries, k, recall, threads)?;
+        self.keep_effort(tuned)?;
+        Ok(tuned)
+    }
+
+    /// The first half of [`IvfPq::tune`], which changes nothing. O(queries n dim).
+    ///
+    /// # Errors
+    /// As [`IvfPq::tune`].
+    pub fn find_effort<T: Element>(
+        &self,
         queries: ArrayView2<'_, T>,
         k: usize,
         recall: f64,
@@ -58,17 +76,23 @@ impl<S: PageStore> IvfPq<S> {
         pool.install(|| check_rows(&self.rows.space, &queries))?;
         let step = queries.nrows().div_ceil(QUERIES);
         let queries = queries.slice(s![..;step, ..]);
-        let lists = self.lists()?;
-        let tuned = match lists {
-            0 => Tuned { probes: 1, rerank: default_rerank(k), recall: 1.0 },
-            _ => pool.install(|| self.cheapest(queries, k, recall, lists))?,
-        };
+        match self.lists()? {
+            0 => Ok(Tuned { probes: 1, rerank: default_rerank(k), recall: 1.0 }),
+            lists => pool.install(|| self.cheapest(queries, k, recall, lists)),
+        }
+    }
+
+    /// Has searches do what was found, unless they are told otherwise.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn keep_effort(&mut self, tuned: Tuned) -> Result<()> {
         self.rows.commit_meta(Change::default(), |meta| {
             meta.probes = (tuned.probes as u32).into();
             meta.rerank = (tuned.rerank as u32).into();
             true
         })?;
-        Ok(tuned)
+        Ok(())
     }
 
     fn cheapest<T: Element>(

@@ -6,7 +6,7 @@ use crate::rows::{NONE, State};
 
 use super::lists::taken;
 use super::model::{Model, Scratch};
-use super::train::floats_of;
+use super::source::Floats;
 use super::{BLOCKS, IvfPq};
 
 impl<S: PageStore> IvfPq<S> {
@@ -88,14 +88,14 @@ impl<S: PageStore> IvfPq<S> {
 
     /// Codes are what encoding the vectors anew makes of them, to the last bit, on any machine.
     fn verify_codes(&self, model: &Model, place: usize, block: u32, slots: &[u32]) -> Result<()> {
-        let (mut bytes, mut row, mut floats) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bytes, mut floats) = (Vec::new(), Floats::default());
         let (mut held, mut right) = (vec![0; self.block.subs], vec![0; self.block.subs]);
         let mut scratch = Scratch::default();
         self.rows.record(BLOCKS, block, |record| bytes.extend_from_slice(record))?;
         let entries = slots.iter().enumerate().filter(|(_, slot)| **slot != NONE);
         for (lane, &slot) in entries {
-            floats_of(&self.rows, slot, &mut row, &mut floats)?;
-            let (addend, _) = model.encode(&floats, place, &mut right, &mut scratch);
+            floats.load(&self.rows, slot)?;
+            let (addend, _) = model.encode(&floats.values, place, &mut right, &mut scratch);
             let beside = self.block.get(&bytes, lane, &mut held);
             if held != right || beside.to_bits() != addend.to_bits() {
                 return Err(

@@ -1,0 +1,339 @@
+//! Everything that changes an index of lists, in steps: planning ones, parallel, which only read it, and short ones
+//! that write.
+
+use ndarray::ArrayView2;
+use rayon::ThreadPool;
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::index::AddOptions;
+use crate::page::PageStore;
+use crate::rows::{Mark, check_rows};
+use crate::threads;
+
+use super::IvfPq;
+use super::compact::Compacting;
+use super::fill::Filling;
+use super::insert::Adding;
+use super::rebalance::Balancing;
+use super::source::Source;
+use super::train::Learning;
+
+/// A change of an [`IvfPq`] index, for callers that share the index under a lock: until [`IvfPqSteps::is_done`], take
+/// the step that [`IvfPqSteps::needs_write`] names. The index must not be changed by others in between; it can be
+/// searched, and finds what it holds after every step. Dropped at any time, it leaves a valid index; but one that
+/// [`IvfPqSteps::is_applying`] is without lists until it is trained again, and its searches exact and slow.
+///
+/// [`crate::Index::add`], [`IvfPq::train`], [`IvfPq::rebalance`] and [`IvfPq::compact`] do the same with an index of
+/// one's own, and describe what each of them does.
+pub struct IvfPqSteps<'a, T> {
+    pool: ThreadPool,
+    keys: Vec<u64>,
+    /// Rows to add, or to learn from.
+    rows: usize,
+    /// Slots that an interrupted replacement has left.
+    unsettled: Vec<u32>,
+    work: Work<'a, T>,
+    mark: Mark,
+}
+
+enum Work<'a, T> {
+    Add(Adding<'a, T>),
+    /// What to learn from, and what to fill the lists with: vectors with these keys, or those of the index.
+    Learn(Learning, Source<'a, T>, Fill),
+    Fill(Box<Filling<'a, T>>),
+    Balance(Box<Balancing>),
+    Compact(Compacting),
+    Done,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fill {
+    /// What was learnt from comes into the empty index.
+    Newborn,
+    /// What was learnt from is in the index.
+    Same,
+    /// What is in the index is something else.
+    Others,
+}
+
+impl<'a, T: Element> IvfPqSteps<'a, T> {
+    /// Checks rows, an `n x dim` matrix, that are to be added, or with `replace` to take the place of those that their
+    /// keys have now. Nothing is changed yet. `threads` 0 means one for each core.
+    ///
+    /// # Errors
+    /// As [`crate::Index::add`] and [`crate::Index::update`].
+    pub fn insert<S: PageStore>(
+        index: &IvfPq<S>,
+        vectors: ArrayView2<'a, T>,
+        keys: Option<&[u64]>,
+        replace: bool,
+        threads: usize,
+    ) -> Result<IvfPqSteps<'a, T>> {
+        let pool = threads::pool(threads)?;
+        pool.install(|| check_rows(&index.rows.space, &vectors))?;
+        let count = vectors.nrows();
+        let keys = match keys {
+            Some(keys) if replace => index.rows.known_keys(count, keys)?,
+            keys => index.rows.new_keys(count, keys)?,
+        };
+        let train_at = index.rows.meta.train_at.get() as usize;
+        let source = Source::Batch(vectors);
+        let loads = !index.is_trained() && index.rows.len() == 0 && count >= train_at;
+        let work = match loads {
+            true => Work::Learn(Learning::new(), source, Fill::Newborn),
+            false => Work::Add(Adding::new(source, replace)),
+        };
+        let mut steps = IvfPqSteps::new(index, pool, work)?;
+        (steps.keys, steps.rows) = (keys, count);
+        steps.turn(index)?;
+        Ok(steps)
+    }
+
+    /// Checks rows, an `n x dim` matrix, that lists and codes are to be learnt from. Nothing is changed yet.
+    ///
+    /// # Errors
+    /// As [`IvfPq::train`].
+    pub fn train<S: PageStore>(
+        index: &IvfPq<S>,
+        vectors: ArrayView2<'a, T>,
+        threads: usize,
+    ) -> Result<IvfPqSteps<'a, T>> {
+        let pool = threads::pool(threads)?;
+        pool.install(|| check_rows(&index.rows.space, &vectors))?;
+        if vectors.nrows() == 0 {
+            return Err(Error::parameter("vectors", "0 rows", "at least 1"));
+        }
+        let work = Work::Learn(Learning::new(), Source::Batch(vectors), Fill::Others);
+        let mut steps = IvfPqSteps::new(index, pool, work)?;
+        steps.rows = vectors.nrows();
+        Ok(steps)
+    }
+
+    fn new<S: PageStore>(
+        index: &IvfPq<S>,
+        pool: ThreadPool,
+        work: Work<'a, T>,
+    ) -> Result<IvfPqSteps<'a, T>> {
+        let (unsettled, mark) = (index.unsettled()?, index.rows.mark());
+        Ok(IvfPqSteps { pool, keys: Vec::new(), rows: 0, unsettled, work, mark })
+    }
+
+    /// The keys of the rows that are added, in the order of the rows.
+    pub fn keys(&self) -> &[u64] {
+        &self.keys
+    }
+
+    /// Rows of those that are in the index.
+    pub fn done(&self) -> usize {
+        match &self.work {
+            Work::Add(adding) => adding.done(),
+            Work::Learn(_, _, Fill::Newborn) => 0,
+            Work::Fill(filling) if filling.is_newborn() => filling.born(),
+            _ => self.keys.len(),
+        }
+    }
+
+    /// The share of the work that is done, as a number of rows; training that comes of added rows has no share.
+    pub fn progress(&self) -> usize {
+        let share = match &self.work {
+            Work::Add(adding) => return adding.done(),
+            Work::Learn(learning, _, Fill::Newborn | Fill::Others) => 0.5 * learning.share(),
+            Work::Fill(filling) if filling.counts() => 0.5 + 0.5 * filling.share(),
+            _ => 1.0,
+        };
+        (share * self.rows as f64) as usize
+    }
+
+    /// Whether all is done.
+    pub fn is_done(&self) -> bool {
+        self.unsettled.is_empty() && matches!(self.work, Work::Done)
+    }
+
+    /// Whether an index that had lists, or is to have them, is without any until the next steps are done.
+    pub fn is_applying(&self) -> bool {
+        matches!(&self.work, Work::Fill(filling) if filling.is_applying())
+    }
+
+    /// Whether the next step is [`IvfPqSteps::write_step`]; else it is [`IvfPqSteps::plan_step`].
+    pub fn needs_write(&self) -> bool {
+        !self.unsettled.is_empty()
+            || match &self.work {
+                Work::Add(adding) => adding.needs_write(),
+                Work::Learn(..) | Work::Done => false,
+                Work::Fill(filling) => filling.needs_write(),
+                Work::Balance(balancing) => balancing.needs_write(),
+                Work::Compact(_) => true,
+            }
+    }
+
+    /// One step of planning, mostly a fraction of a second long.
+    ///
+    /// # Errors
+    /// Those of the store, [`Error::OutOfMemory`], and [`Error::Changed`] if somebody else changed the index: it is
+    /// valid, and holds the rows done so far.
+    pub fn plan_step<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
+        index.rows.check_mark(&self.mark)?;
+        let pool = &self.pool;
+        match &mut self.work {
+            Work::Add(adding) => adding.plan(index, pool)?,
+            Work::Learn(learning, source, fill) => {
+                if let Some(model) = learning.step(index, source, pool)? {
+                    let (trained, fill) = (source.len(), *fill);
+                    let source = match fill {
+                        Fill::Others => Source::Slots(index.rows.visible(|_| true)?),
+                        Fill::Newborn | Fill::Same => source.clone(),
+                    };
+                    let newborn = (fill == Fill::Newborn).then(|| self.keys.clone());
+                    let counts = fill != Fill::Same;
+                    let filling = Filling::new(source, newborn, model, trained, counts);
+                    self.work = Work::Fill(Box::new(filling));
+                }
+            }
+            Work::Fill(filling) => filling.plan(index, pool)?,
+            Work::Balance(balancing) => balancing.plan(index, pool)?,
+            Work::Compact(_) | Work::Done => {}
+        }
+        self.turn(index)
+    }
+
+    /// One step of writing, a few milliseconds long.
+    ///
+    /// # Errors
+    /// Those of the store, and [`Error::Changed`] if somebody else changed the index: it is valid, and holds the rows
+    /// done so far.
+    pub fn write_step<S: PageStore>(&mut self, index: &mut IvfPq<S>) -> Result<()> {
+        index.rows.check_mark(&self.mark)?;
+        let result = self.write(index);
+        self.mark = index.rows.mark();
+        result?;
+        self.turn(index)
+    }
+
+    fn write<S: PageStore>(&mut self, index: &mut IvfPq<S>) -> Result<()> {
+        if !self.unsettled.is_empty() {
+            return index.settle(&std::mem::take(&mut self.unsettled));
+        }
+        match &mut self.work {
+            Work::Add(adding) => adding.write(index, &self.keys),
+            Work::Fill(filling) => filling.write(index),
+            Work::Balance(balancing) => balancing.write(index),
+            Work::Compact(compacting) => compacting.write(index),
+            Work::Learn(..) | Work::Done => Ok(()),
+        }
+    }
+
+    /// Goes on to what comes next, if something is done.
+    fn turn<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
+        let trains = match &self.work {
+            Work::Add(adding) => adding.is_done() && index.training_is_due(),
+            Work::Balance(balancing) => balancing.is_outdated(),
+            _ => false,
+        };
+        if trains {
+            self.work = retraining(index)?;
+            return Ok(());
+        }
+        let done = match &self.work {
+            Work::Add(adding) => adding.is_done(),
+            Work::Fill(filling) => filling.is_done(),
+            Work::Balance(balancing) => balancing.is_done(),
+            Work::Compact(compacting) => compacting.is_done(),
+            Work::Learn(..) | Work::Done => false,
+        };
+        if done {
+            self.work = Work::Done;
+        }
+        Ok(())
+    }
+}
+
+impl IvfPqSteps<'static, f32> {
+    /// What [`IvfPq::rebalance`] does. Nothing is changed yet.
+    ///
+    /// # Errors
+    /// As [`IvfPq::rebalance`].
+    pub fn rebalance<S: PageStore>(index: &IvfPq<S>, threads: usize) -> Result<Self> {
+        let pool = threads::pool(threads)?;
+        let work = match (index.training_is_due(), index.is_trained()) {
+            (true, _) => retraining(index)?,
+            (false, true) => Work::Balance(Box::default()),
+            (false, false) => Work::Done,
+        };
+        IvfPqSteps::new(index, pool, work)
+    }
+
+    /// What [`IvfPq::compact`] does. Nothing is changed yet.
+    ///
+    /// # Errors
+    /// As [`IvfPq::compact`].
+    pub fn compact<S: PageStore>(index: &IvfPq<S>) -> Result<Self> {
+        let work = match index.is_trained() {
+            true => Work::Compact(Compacting::new(index.lists()?)),
+            false => Work::Done,
+        };
+        IvfPqSteps::new(index, threads::pool(1)?, work)
+    }
+}
+
+/// Training on what is in the index.
+fn retraining<'a, S: PageStore, T>(index: &IvfPq<S>) -> Result<Work<'a, T>> {
+    let slots = index.rows.visible(|_| true)?;
+    Ok(match slots.is_empty() {
+        true => Work::Done,
+        false => Work::Learn(Learning::new(), Source::Slots(slots), Fill::Same),
+    })
+}
+
+impl<S: PageStore> IvfPq<S> {
+    /// Takes all steps of a change, and tells of progress where stopping does no harm. Returns the keys.
+    pub(super) fn take_steps<T: Element>(
+        &mut self,
+        mut steps: IvfPqSteps<'_, T>,
+        options: &mut AddOptions<'_>,
+    ) -> Result<Vec<u64>> {
+        let total = steps.rows;
+        while !steps.is_done() {
+            if let Some(progress) = &mut options.progress
+                && !steps.is_applying()
+                && !progress(steps.progress(), total)
+            {
+                return Err(Error::Cancelled { added: steps.done() });
+            }
+            match steps.needs_write() {
+                true => steps.write_step(self)?,
+                false => steps.plan_step(self)?,
+            }
+        }
+        if let Some(progress) = &mut options.progress {
+            progress(total, total);
+        }
+        Ok(steps.keys)
+    }
+
+    /// Learns lists and codes from vectors, an `n x dim` matrix, that need not be in the index, and puts those that are
+    /// into these lists. Adding trains an index by itself; this is for rows that come a few at a time, or that differ
+    /// from all that will come. A progress function is told of shares of all rows. O((n + rows) lists dim).
+    ///
+    /// # Errors
+    /// As [`Index::add`](crate::Index::add); [`Error::Parameter`] without vectors; [`Error::Cancelled`]: the index is as
+    /// it was.
+    pub fn train<T: Element>(
+        &mut self,
+        vectors: ArrayView2<'_, T>,
+        mut options: AddOptions<'_>,
+    ) -> Result<()> {
+        let steps = IvfPqSteps::train(self, vectors, options.threads)?;
+        self.take_steps(steps, &mut options).map(|_| ())
+    }
+
+    /// Joins the entries of lists that have more blocks than they need; blocks that become empty are used again, by any
+    /// list. O(blocks), and O(dim) for each entry that moves.
+    ///
+    /// # Errors
+    /// Those of the store; the index then holds the same vectors as before.
+    pub fn compact(&mut self) -> Result<()> {
+        let steps = IvfPqSteps::compact(self)?;
+        self.take_steps(steps, &mut AddOptions::new()).map(|_| ())
+    }
+}
