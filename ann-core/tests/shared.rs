@@ -51,7 +51,9 @@ fn search<K: Topology>(index: &mut Graph<Common, K>, query: &[f32], k: usize) ->
     }
 }
 
-fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Metric) {
+/// `bar` is how many of 500 nearest must be found. The order of insertions, and which sweeps come between them, are the
+/// threads' own and differ each time: of 28 runs each, HNSW found 493 to 500, DiskANN with its one level 453 to 500.
+fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Metric, bar: usize) {
     let (store, rows) = (store(), rows());
     make(store.clone(), metric);
     // As the two locks of a database: insertions share it, sweeps have it for themselves.
@@ -110,7 +112,7 @@ fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Met
         let near = |key| exact.iter().take(10).any(|other| other.1 == key);
         found += hits.iter().filter(|hit| near(hit.key)).count();
     }
-    assert!(found >= 465, "{found} of 500 found");
+    assert!(found >= bar, "{found} of 500 found");
     index.remove_where(|_| true).unwrap();
     index.sweep_beside_searches().unwrap();
     index.verify().unwrap();
@@ -119,14 +121,14 @@ fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Met
 
 #[test]
 fn hnsw_at_once() {
-    all_at_once(hnsw, Hnsw::open_in, Metric::L2sq);
-    all_at_once(hnsw, Hnsw::open_in, Metric::InnerProduct);
+    all_at_once(hnsw, Hnsw::open_in, Metric::L2sq, 485);
+    all_at_once(hnsw, Hnsw::open_in, Metric::InnerProduct, 485);
 }
 
 #[test]
 fn diskann_at_once() {
-    all_at_once(diskann, DiskAnn::open_in, Metric::L2sq);
-    all_at_once(diskann, DiskAnn::open_in, Metric::Cosine);
+    all_at_once(diskann, DiskAnn::open_in, Metric::L2sq, 440);
+    all_at_once(diskann, DiskAnn::open_in, Metric::Cosine, 440);
 }
 
 /// A handle that has seen nothing of what others did finds all of it.

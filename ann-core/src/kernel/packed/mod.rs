@@ -91,9 +91,8 @@ impl Packed {
     /// # Panics
     /// If `bits` is not 1, 2, 4 or 8.
     pub fn new(bits: u8) -> Packed {
-        let found = [Isa::Avx2, Isa::Scalar].into_iter();
-        let found = found.filter_map(|isa| Packed::with_isa(bits, isa)).next();
-        found.expect("the scalar functions run everywhere")
+        let scalar = || Packed { dot: scalar::dot(bits), bits, isa: Isa::Scalar };
+        Packed::with_isa(bits, Isa::Avx2).unwrap_or_else(scalar)
     }
 
     /// By a given instruction set; `None` if this machine does not have it or it has no functions of its own.
