@@ -6,8 +6,6 @@
 
 use crate::error::{Error, Result};
 
-/// No estimate yet; all others come below it.
-pub(crate) const UNMET: u16 = u16::MAX;
 /// Nothing comes below it.
 const EXPANDED: u16 = 0;
 
@@ -16,6 +14,12 @@ const PLACES: usize = 16;
 /// Places, at least.
 const LEAST: usize = 256;
 
+/// An estimate's upper bits.
+#[inline(always)]
+fn rounded(sorting: u32) -> u16 {
+    ((sorting >> 16) as u16).max(EXPANDED + 1)
+}
+
 /// What is known of one node. It is of use to the search whose number it has only.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(8))]
@@ -23,6 +27,14 @@ struct Entry {
     id: u32,
     estimate: u16,
     search: u16,
+}
+
+/// How often nodes that were met before, but not expanded, have been met again.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Again {
+    pub all: usize,
+    /// Of them, those with a better estimate.
+    pub nearer: usize,
 }
 
 /// The best estimate of each node, rounded down to its upper bits.
@@ -35,7 +47,7 @@ pub(crate) struct Best {
     count: usize,
     search: u16,
     slots: u32,
-    again: usize,
+    again: Again,
 }
 
 impl Best {
@@ -44,7 +56,7 @@ impl Best {
         let places = ef.saturating_mul(PLACES).clamp(LEAST, 1 << 24).next_power_of_two();
         self.shift = 32 - places.trailing_zeros();
         self.count = 0;
-        self.again = 0;
+        self.again = Again::default();
         self.slots = slots;
         if self.entries.len() < places {
             self.entries.resize(places, Entry::default());
@@ -75,20 +87,22 @@ impl Best {
         at
     }
 
-    /// Takes note of an estimate, in its sorting form; the one it takes the place of, if it is better than that. An id
-    /// that no slot can have is a corrupt link.
+    /// Takes note of an estimate, in its sorting form, if it is better than those before. An id that no slot can have
+    /// is a corrupt link.
     #[inline(always)]
-    pub(crate) fn improve(&mut self, id: u32, sorting: u32) -> Result<Option<u16>> {
-        let rounded = ((sorting >> 16) as u16).clamp(EXPANDED + 1, UNMET - 1);
+    pub(crate) fn improve(&mut self, id: u32, sorting: u32) -> Result<bool> {
+        let rounded = rounded(sorting);
         let at = self.place(id);
         let entry = &mut self.entries[at];
         if entry.search == self.search {
             if rounded >= entry.estimate {
-                self.again += usize::from(entry.estimate != EXPANDED);
-                return Ok(None);
+                self.again.all += usize::from(entry.estimate != EXPANDED);
+                return Ok(false);
             }
-            self.again += 1;
-            return Ok(Some(std::mem::replace(&mut entry.estimate, rounded)));
+            self.again.all += 1;
+            self.again.nearer += 1;
+            entry.estimate = rounded;
+            return Ok(true);
         }
         if id >= self.slots {
             return Err(Error::corrupt(0, format!("a link names slot {id}, which does not exist")));
@@ -98,7 +112,7 @@ impl Best {
         if self.count > (1 << (32 - self.shift)) / 2 {
             self.make_room();
         }
-        Ok(Some(UNMET))
+        Ok(true)
     }
 
     /// Twice as many places.
@@ -116,10 +130,15 @@ impl Best {
         }
     }
 
-    /// How often nodes that were met before, but not expanded, have been met again since this was asked last.
+    /// What has been met again since this was asked last.
     #[inline(always)]
-    pub(crate) fn met_again(&mut self) -> usize {
+    pub(crate) fn met_again(&mut self) -> Again {
         std::mem::take(&mut self.again)
+    }
+
+    /// Whether this estimate of a node that has been met, but not expanded, is its best.
+    pub(crate) fn is_best(&self, id: u32, sorting: u32) -> bool {
+        self.entries[self.place(id)].estimate == rounded(sorting)
     }
 
     /// From now on no estimate of this node, which has been met, is any better. False if that is so already.
@@ -142,18 +161,20 @@ mod tests {
     fn only_what_is_better_counts() {
         let mut best = Best::default();
         best.reset(10, 1);
-        assert_eq!(best.improve(3, 7 << 16).unwrap(), Some(UNMET));
-        assert_eq!(best.improve(3, 7 << 16).unwrap(), None);
-        assert_eq!(best.improve(3, 8 << 16).unwrap(), None);
-        assert_eq!(best.improve(3, 6 << 16).unwrap(), Some(7));
-        assert_eq!((best.met_again(), best.met_again()), (3, 0));
-        assert!(best.expand(3) && !best.expand(3));
-        assert_eq!(best.improve(3, 0).unwrap(), None);
-        assert_eq!(best.met_again(), 0);
-        assert_eq!(best.improve(4, u32::MAX).unwrap(), Some(UNMET));
+        assert!(best.improve(3, 7 << 16).unwrap());
+        assert!(!best.improve(3, 7 << 16).unwrap());
+        assert!(!best.improve(3, 8 << 16).unwrap());
+        assert!(best.improve(3, 6 << 16).unwrap());
+        assert!(best.is_best(3, 6 << 16) && !best.is_best(3, 7 << 16));
+        assert_eq!(best.met_again(), Again { all: 3, nearer: 1 });
+        assert_eq!(best.met_again(), Again::default());
+        assert!(best.expand(3) && !best.expand(3) && !best.is_best(3, 6 << 16));
+        assert!(!best.improve(3, 0).unwrap());
+        assert_eq!(best.met_again(), Again::default());
+        assert!(best.improve(4, u32::MAX).unwrap());
         assert!(best.improve(10, 0).is_err());
         best.reset(4, 1);
-        assert_eq!(best.improve(3, 9 << 16).unwrap(), Some(UNMET));
+        assert!(best.improve(3, 9 << 16).unwrap());
     }
 
     /// Against a map, over more searches than there are numbers for, of a few nodes or thousands.
@@ -168,9 +189,8 @@ mod tests {
             for _ in 0..count {
                 let id = (rng.next() % (count as u64 * 2)) as u32 * 4096;
                 let estimate = (rng.next() % 1000 + 1) as u16;
-                let known = map.get(&id).copied().unwrap_or(UNMET);
-                let better = (estimate < known).then_some(known);
-                assert_eq!(best.improve(id, u32::from(estimate) << 16).unwrap(), better);
+                let known = map.get(&id).copied().unwrap_or(u16::MAX);
+                assert_eq!(best.improve(id, u32::from(estimate) << 16).unwrap(), estimate < known);
                 map.insert(id, known.min(estimate));
             }
         }

@@ -237,6 +237,7 @@ impl Level {
         scratch.visited.reset(self.order.len() as u32);
         scratch.visited.insert(place as u32);
         scratch.pool.insert(0.0, place as u32, true);
+        scratch.pool.settle();
         scratch.best_first(
             1,
             |_, _| (),

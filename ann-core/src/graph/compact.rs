@@ -245,7 +245,6 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 }
             }
             if batch.ids.is_empty() {
-                found.settle();
                 return Ok(read);
             }
             read += batch.ids.len() as u64;
@@ -255,6 +254,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                     found.insert(distance, id, true);
                 }
             }
+            found.settle();
         }
     }
 

@@ -279,13 +279,12 @@ pub(super) fn expand<S: PageStore>(
     rows: &Rows<S>,
     fused: &Fused,
     step: &Step,
-    Met { best, olds, .. }: Met<'_>,
+    Met { best, .. }: Met<'_>,
     batch: &mut Batch,
     (probe, table): (&Probe, &Table),
 ) -> Result<f32> {
     batch.ids.clear();
     batch.distances.clear();
-    olds.clear();
     // A vector that lies elsewhere is read first: no two pages are held at a time.
     let apart = match fused.joined {
         true => None,
@@ -299,10 +298,9 @@ pub(super) fn expand<S: PageStore>(
         let (codes, vector) = rest.split_at(fused.bytes);
         let own = apart.unwrap_or_else(|| rows.space.distance(probe, vector));
         fused.below((ids, codes), (own, step.bound), table, |link, distance| {
-            if let Some(old) = best.improve(target(link), sorting(distance))? {
+            if best.improve(target(link), sorting(distance))? {
                 batch.ids.push(target(link));
                 batch.distances.push(distance);
-                olds.push(old);
             }
             Ok(())
         })?;

@@ -419,7 +419,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
                 self.search_pool(scratch, &matcher, (ef, ef), f32::NEG_INFINITY, true)?;
                 *started = true;
             } else {
-                if !scratch.pool.refill() {
+                if !scratch.refill() {
                     break;
                 }
                 self.go_on(scratch, &mut |id| self.rows.admits(id, &matcher))?;

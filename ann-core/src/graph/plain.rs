@@ -50,6 +50,7 @@ impl<'a> Plain<'a> {
         let stride = self.space.stride();
         let row = &self.vectors[self.start as usize * stride..][..stride];
         scratch.pool.insert(self.space.distance(&scratch.probe, row), self.start, true);
+        scratch.pool.settle();
         scratch.best_first(
             1,
             |_, _| (),

@@ -9,6 +9,12 @@ use super::pool::Pool;
 use super::search::{Met, Scratch};
 use super::{Fused, Graph, Topology, fused, links};
 
+/// The size of a pool of estimates for `ef` candidates: when a candidate is met again with a better estimate, the one
+/// that it had keeps its place.
+fn with_repeats(ef: usize) -> usize {
+    ef.saturating_add(ef / 8)
+}
+
 /// The array and record that hold a node's links at a level.
 pub(super) fn place<S: PageStore>(rows: &Rows<S>, id: u32, level: u8) -> Result<(usize, u32)> {
     if level == 0 {
@@ -150,6 +156,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     ) -> Result<Cost> {
         let rows = &self.rows;
         let mut cost = Cost::default();
+        let ef = if self.shape.fused.is_some() { with_repeats(ef) } else { ef };
         scratch.pool.reset(ef, radius, resumable);
         // A search that may be resumed returns all that it expands.
         scratch.found.reset(if resumable { usize::MAX } else { least }, radius, false);

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use crate::error::Result;
 use crate::rows::{Batch, PARTS, Probe};
 
-use super::best::{Best, UNMET};
+use super::best::Best;
 use super::fused::Table;
 use super::links;
 use super::pool::{Pool, sorting};
@@ -28,8 +28,6 @@ pub(crate) struct Step {
 pub(crate) struct Met<'a> {
     pub visited: &'a mut Visited,
     pub best: &'a mut Best,
-    /// Of the batch, where distances are estimates: the best before.
-    pub olds: &'a mut Vec<u16>,
 }
 
 /// What a search needs besides the graph; reused from search to search, so that none allocates.
@@ -51,7 +49,6 @@ pub(crate) struct Scratch {
     /// Candidates that are expanded one after the other while the next are fetched; what suits the records without it.
     pub beam: Option<usize>,
     pub best: Best,
-    olds: Vec<u16>,
     ahead: VecDeque<(u32, bool)>,
     pub hops: u64,
     pub scored: u64,
@@ -63,7 +60,7 @@ impl Scratch {
         let Scratch { pool, visited, best, batch, estimated, .. } = self;
         for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
             let is_new = match estimated {
-                true => best.improve(id, sorting(distance))? == Some(UNMET),
+                true => best.improve(id, sorting(distance))?,
                 false => links::fresh(visited, id)?,
             };
             if !is_new {
@@ -75,7 +72,14 @@ impl Scratch {
                 pool.refuse(distance, id);
             }
         }
+        pool.settle();
         Ok(())
+    }
+
+    /// Starts the next pool of a resumable search. False if there is nothing left.
+    pub(crate) fn refill(&mut self) -> bool {
+        let Scratch { pool, best, estimated, .. } = self;
+        pool.refill(|id, distance| !*estimated || best.is_best(id, sorting(distance)))
     }
 
     /// Expands candidates until the pool has no more.
@@ -97,7 +101,6 @@ impl Scratch {
     /// Takes the first candidates from the pool, and fetches them.
     pub(crate) fn set_out(&mut self, beam: usize, fetch: &mut impl FnMut(u32, usize)) {
         self.ahead.clear();
-        self.olds.clear();
         self.fill(beam);
         for &(node, _) in &self.ahead {
             (0..PARTS).for_each(|part| fetch(node, part));
@@ -122,9 +125,6 @@ impl Scratch {
             self.ahead.push_back(candidate);
             last = Some(candidate.0);
         }
-        if self.is_done() {
-            self.found.settle();
-        }
         last
     }
 
@@ -145,13 +145,13 @@ impl Scratch {
                 fetch(node, part);
             }
         };
-        let Scratch { probe, pool, found, visited, best, olds, batch, table, ahead, .. } = self;
+        let Scratch { probe, pool, found, visited, best, batch, table, ahead, .. } = self;
         let Some((node, admitted)) = ahead.pop_front() else {
             return Ok(None);
         };
         fetch(0);
         let step = Step { node, next: pool.peek(), bound: pool.exact_below() };
-        let met = Met { visited, best, olds };
+        let met = Met { visited, best };
         let own = expand(step, met, batch, (probe, table))?;
         self.hops += 1;
         fetch(1);
@@ -161,21 +161,19 @@ impl Scratch {
                 self.scored += 1;
                 if distance < found.bound() {
                     found.insert(distance, node, admitted);
+                    found.settle();
                 }
             }
         }
-        for (at, (&id, &distance)) in batch.ids.iter().zip(&batch.distances).enumerate() {
+        for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
             if distance < pool.bound() {
-                let admitted = admit(id)?;
-                match olds.get(at) {
-                    Some(&old) if old != UNMET => pool.improve(old, distance, id, admitted),
-                    _ => pool.insert(distance, id, admitted),
-                }
+                pool.insert(distance, id, admit(id)?);
             } else {
                 pool.refuse(distance, id);
             }
         }
-        pool.met_again(best.met_again());
+        pool.met_again(best.met_again(), found.bound() == f32::INFINITY);
+        pool.settle();
         fetch(2);
         Ok(self.fill(beam))
     }

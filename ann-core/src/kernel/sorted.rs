@@ -1,16 +1,16 @@
-//! Insertion into a sorted array of integers, of which only the upper halves are compared.
+//! Merging a few integers into a sorted array of many, of which only the upper halves are compared.
 //!
-//! What a place holds afterwards depends on it and the place before it only: itself if it is not above the new
-//! value, else the one before it, or the new value if that is not above it. So places are done some at a time, from the
-//! end to where nothing changes any more, without a search and without a branch that depends on the data but the last.
-//! In long arrays a search and one move are faster.
+//! From the end of the array on, what is above the largest new value moves up by as many places as there are new
+//! values, what is above the next by one place less, and so on; what is below all of them stays. Whole blocks move at
+//! once, and of the block in which a value's place is found, the part that has to: no branch depends on the data but
+//! the one that ends a run of blocks.
 
 use super::Isa;
 
-/// The insertion, by one instruction set.
+/// The merge, by one instruction set.
 #[derive(Clone, Copy)]
 pub struct Sorted {
-    function: unsafe fn(&mut [u64], u64) -> usize,
+    function: unsafe fn(&mut [u64], usize, &[u64]) -> usize,
 }
 
 impl Sorted {
@@ -20,9 +20,9 @@ impl Sorted {
         found.filter_map(Sorted::with_isa).next().unwrap_or(Sorted { function: scalar })
     }
 
-    /// By a given instruction set; `None` if this machine does not have it or it has no insertion of its own.
+    /// By a given instruction set; `None` if this machine does not have it or it has no merge of its own.
     pub fn with_isa(isa: Isa) -> Option<Sorted> {
-        let function: unsafe fn(&mut [u64], u64) -> usize = match isa {
+        let function: unsafe fn(&mut [u64], usize, &[u64]) -> usize = match isa {
             Isa::Scalar => scalar,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 if super::avx2::available() => avx2,
@@ -33,12 +33,16 @@ impl Sorted {
         Some(Sorted { function })
     }
 
-    /// Puts `value` behind all `values` whose upper half is not larger, and drops the last of them. Returns its place;
-    /// that is behind the end if it is itself what is dropped.
+    /// Puts each of `coming`, which is sorted, behind all `values` whose upper half is not larger, and returns the
+    /// first of their places. `values` ends with as many places to be filled as there are coming.
+    ///
+    /// # Panics
+    /// If it does not have as many.
     #[inline(always)]
-    pub fn insert(self, values: &mut [u64], value: u64) -> usize {
+    pub fn merge(self, values: &mut [u64], coming: &[u64]) -> usize {
+        let end = values.len().checked_sub(coming.len()).expect("places for what is coming");
         // SAFETY: `with_isa` checked the instruction set.
-        unsafe { (self.function)(values, value) }
+        unsafe { (self.function)(values, end, coming) }
     }
 }
 
@@ -48,69 +52,61 @@ impl Default for Sorted {
     }
 }
 
-/// Values from which on a search pays.
-const LONG: usize = 64;
-
-/// The largest integer with the upper half of this one.
-fn limit(value: u64) -> u64 {
-    value | u64::from(u32::MAX)
-}
-
-fn scalar(values: &mut [u64], value: u64) -> usize {
-    let limit = limit(value);
-    let at = values.partition_point(|&known| known <= limit);
-    if at < values.len() {
-        values.copy_within(at..values.len() - 1, at + 1);
-        values[at] = value;
-    }
-    at
+fn scalar(values: &mut [u64], end: usize, coming: &[u64]) -> usize {
+    blocks::<4>(values, end, coming)
 }
 
 /// # Safety
 /// The machine must have AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn avx512(values: &mut [u64], value: u64) -> usize {
-    blocks::<8>(values, value)
+unsafe fn avx512(values: &mut [u64], end: usize, coming: &[u64]) -> usize {
+    blocks::<8>(values, end, coming)
 }
 
 /// # Safety
 /// The machine must have AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn avx2(values: &mut [u64], value: u64) -> usize {
-    blocks::<4>(values, value)
+unsafe fn avx2(values: &mut [u64], end: usize, coming: &[u64]) -> usize {
+    blocks::<4>(values, end, coming)
 }
 
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn blocks<const W: usize>(values: &mut [u64], value: u64) -> usize {
-    if values.len() > LONG {
-        return scalar(values, value);
-    }
-    let limit = limit(value);
-    let mut end = values.len();
-    while end > W {
-        let (front, block) = values[..end].split_at_mut(end - W);
-        let (Some(&before_all), Ok(block)) = (front.last(), <&mut [u64; W]>::try_from(block))
-        else {
-            break;
-        };
-        let now = *block;
-        let mut before = [before_all; W];
-        before[1..].copy_from_slice(&now[..W - 1]);
-        let mut below = 0;
-        for i in 0..W {
-            let moved = if before[i] > limit { before[i] } else { value };
-            block[i] = if now[i] > limit { moved } else { now[i] };
-            below += usize::from(now[i] <= limit);
+fn blocks<const W: usize>(values: &mut [u64], mut end: usize, coming: &[u64]) -> usize {
+    for (before, &value) in coming.iter().enumerate().rev() {
+        // The largest integer with the upper half of this one.
+        let limit = value | u64::from(u32::MAX);
+        let by = before + 1;
+        while let Some(block) = last_block::<W>(values, end)
+            && block[0] > limit
+        {
+            values[end - W + by..][..W].copy_from_slice(&block);
+            end -= W;
         }
-        end -= W;
-        if before_all <= limit {
-            return end + below;
+        if let Some(block) = last_block::<W>(values, end) {
+            let moved = &mut values[end - W + by..][..W];
+            let mut above = 0;
+            for (moved, known) in moved.iter_mut().zip(block) {
+                *moved = if known > limit { known } else { *moved };
+                above += usize::from(known > limit);
+            }
+            end -= above;
+        } else {
+            while end > 0 && values[end - 1] > limit {
+                values[end - 1 + by] = values[end - 1];
+                end -= 1;
+            }
         }
+        values[end + before] = value;
     }
-    scalar(&mut values[..end], value)
+    end
+}
+
+/// The last `W` values before `end`.
+#[inline(always)]
+fn last_block<const W: usize>(values: &[u64], end: usize) -> Option<[u64; W]> {
+    values[..end].last_chunk().copied()
 }
 
 #[cfg(test)]
@@ -121,22 +117,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn as_the_scalar_twin(
-            mut known in prop::collection::vec((0u64..40, any::<u32>()), 0..200),
-            upper in 0u64..40,
-            lower: u32,
+        fn as_one_by_one(
+            mut known in prop::collection::vec((0u64..40, any::<u32>()), 0..100),
+            mut coming in prop::collection::vec((0u64..40, any::<u32>()), 0..40),
         ) {
-            known.sort_by_key(|known| known.0);
-            let known: Vec<u64> = known.iter().map(|&(u, l)| u << 32 | u64::from(l)).collect();
-            let value = upper << 32 | u64::from(lower);
+            let mut sorted = |list: &mut Vec<(u64, u32)>| -> Vec<u64> {
+                list.sort_by_key(|known| known.0);
+                list.iter().map(|&(upper, lower)| upper << 32 | u64::from(lower)).collect()
+            };
+            let (known, coming) = (sorted(&mut known), sorted(&mut coming));
             let mut all = known.clone();
-            let place = all.iter().position(|known| known >> 32 > upper).unwrap_or(all.len());
-            all.insert(place, value);
-            all.pop();
+            let mut first = all.len();
+            for (at, &value) in coming.iter().enumerate() {
+                let place =
+                    all.iter().position(|known| known >> 32 > value >> 32).unwrap_or(all.len());
+                all.insert(place, value);
+                first = if at == 0 { place } else { first };
+            }
             for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
                 if let Some(sorted) = Sorted::with_isa(isa) {
                     let mut values = known.clone();
-                    prop_assert_eq!(sorted.insert(&mut values, value), place);
+                    values.resize(all.len(), 0);
+                    prop_assert_eq!(sorted.merge(&mut values, &coming), first);
                     prop_assert_eq!(&values, &all);
                 }
             }
