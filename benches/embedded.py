@@ -90,11 +90,14 @@ class Server:
     def __init__(self, installation: Installation, name: str = "main", **settings: str) -> None:
         self.installation = installation
         self.data = installation.folder / name
-        self.data.mkdir(mode=0o700)
+        # Not in the data folder: a base backup would copy the lock of the primary's socket.
+        self.sockets = installation.folder / f"{name}.sockets"
         user = unprivileged()
-        if user:
-            shutil.chown(self.data, user)
-        self.settings = {**SETTINGS, "unix_socket_directories": str(self.data), **settings}
+        for folder in (self.data, self.sockets):
+            folder.mkdir(mode=0o700)
+            if user:
+                shutil.chown(folder, user)
+        self.settings = {**SETTINGS, "unix_socket_directories": str(self.sockets), **settings}
         self.process: subprocess.Popen[bytes] | None = None
 
     def init(self) -> Server:
@@ -134,7 +137,7 @@ class Server:
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         options = {"user": "postgres", "dbname": "postgres", "autocommit": True, **options}
-        return psycopg.connect(host=str(self.data), **options)
+        return psycopg.connect(host=str(self.sockets), **options)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Ends the server: SIGINT in order, SIGQUIT at once, SIGKILL without its knowing."""

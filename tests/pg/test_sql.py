@@ -385,12 +385,12 @@ def test_dump_and_restore(db: Db, server: Any, method: str) -> None:
     table(db, clustered(300, DIM, 29))
     index(db, method, metric="cosine")
     dump = server.installation.run(
-        "pg_dump", "-h", server.data, "-U", "postgres", "-n", "test", "postgres"
+        "pg_dump", "-h", server.sockets, "-U", "postgres", "-n", "test", "postgres"
     )
     assert f"USING {method} (v public.vector_cosine_ops)" in dump
     db.execute("DROP SCHEMA test CASCADE")
     server.installation.run(
-        "psql", "-h", server.data, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-q", input=dump
+        "psql", "-h", server.sockets, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-q", input=dump
     )
     db.execute("SELECT ann.verify_index('test.i', true)")
 
