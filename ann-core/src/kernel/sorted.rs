@@ -121,7 +121,7 @@ mod tests {
             mut known in prop::collection::vec((0u64..40, any::<u32>()), 0..100),
             mut coming in prop::collection::vec((0u64..40, any::<u32>()), 0..40),
         ) {
-            let mut sorted = |list: &mut Vec<(u64, u32)>| -> Vec<u64> {
+            let sorted = |list: &mut Vec<(u64, u32)>| -> Vec<u64> {
                 list.sort_by_key(|known| known.0);
                 list.iter().map(|&(upper, lower)| upper << 32 | u64::from(lower)).collect()
             };
