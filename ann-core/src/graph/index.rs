@@ -419,10 +419,12 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
                 self.search_pool(scratch, &matcher, (ef, ef), f32::NEG_INFINITY, true)?;
                 *started = true;
             } else {
-                if !scratch.refill() {
-                    break;
+                match scratch.refill() {
+                    true => self.go_on(scratch, &mut |id| self.rows.admits(id, &matcher))?,
+                    // What was left out may all have been found meanwhile.
+                    false if scratch.found.len() == 0 => break,
+                    false => (),
                 }
-                self.go_on(scratch, &mut |id| self.rows.admits(id, &matcher))?;
             }
             let found: Vec<(f32, u32)> = match self.ranks_twice() {
                 false => scratch.pool.admitted().collect(),
