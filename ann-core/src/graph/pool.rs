@@ -89,12 +89,12 @@ impl Pool {
 
     /// Takes note that candidates have come again, some of them nearer than before: what a search meets it knows
     /// already, so there is less left to find. Every few of them take a place, and so does each that came nearer, where
-    /// it stood before: a place more than there was while the search is `short` of what it has to find.
+    /// it stood before: a place more than there was while a search that cannot go on is `short` of what it has to find.
     #[inline]
     pub(crate) fn met_again(&mut self, Again { all, nearer }: Again, short: bool) {
         let taken = nearer.min(self.spare);
         self.spare -= taken;
-        if short {
+        if short && !self.resumable {
             self.ef = self.ef.saturating_add(nearer - taken);
         }
         self.repeats += all;
