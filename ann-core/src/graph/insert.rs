@@ -26,7 +26,7 @@ use crate::graph::prune::{Candidate, Pruner};
 use crate::metric::Metric;
 use crate::page::PageStore;
 use crate::rows::{
-    LINKS, Mark, NODES, NONE, Node, Space, State, UPPER, VECTORS, Workshop, check_rows,
+    CODES, LINKS, Mark, NODES, NONE, Node, Space, State, UPPER, VECTORS, Workshop, check_rows,
     find_repeats, slice,
 };
 use crate::seed::mix;
@@ -405,6 +405,9 @@ impl<'a, T: Element> Insertion<'a, T> {
             rows.reserve(VECTORS, end)?;
             rows.reserve(LINKS, end)?;
             rows.reserve(NODES, end)?;
+            if rows.goes_by_codes() {
+                rows.reserve(CODES, end)?;
+            }
         }
         let ids = rows.free_ids(size)?;
         let rows = &index.rows;
