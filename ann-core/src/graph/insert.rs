@@ -26,8 +26,7 @@ use crate::graph::prune::{Candidate, Pruner};
 use crate::metric::Metric;
 use crate::page::PageStore;
 use crate::rows::{
-    CODES, LINKS, Mark, NODES, NONE, Node, Space, State, UPPER, VECTORS, Workshop, check_rows,
-    find_repeats, slice,
+    LINKS, Mark, NODES, NONE, Node, Space, State, UPPER, VECTORS, Workshop, find_repeats, slice,
 };
 use crate::seed::mix;
 use crate::threads;
@@ -122,12 +121,8 @@ impl<'a, T: Element> Insertion<'a, T> {
         threads: usize,
     ) -> Result<Insertion<'a, T>> {
         let pool = threads::pool(threads)?;
-        pool.install(|| check_rows(&index.rows.space, &vectors))?;
+        let keys = pool.install(|| index.rows.checked_keys(&vectors, keys, replace))?;
         let count = vectors.nrows();
-        let keys = match keys {
-            Some(keys) if replace => index.rows.known_keys(count, keys)?,
-            keys => index.rows.new_keys(count, keys)?,
-        };
         let mut order: Vec<u32> = (0..count as u32).collect();
         // Neighbours in the input must not be neighbours in time: batches would miss what they have in common.
         let seed = index.rows.meta.seed.get();
@@ -402,12 +397,7 @@ impl<'a, T: Element> Insertion<'a, T> {
             // All at once, so that each array is one run of pages.
             let taken = present + self.order.len() + self.later.len();
             let end = u64::from(rows.slots()).max(taken as u64);
-            rows.reserve(VECTORS, end)?;
-            rows.reserve(LINKS, end)?;
-            rows.reserve(NODES, end)?;
-            if rows.goes_by_codes() {
-                rows.reserve(CODES, end)?;
-            }
+            rows.reserve_slots(end)?;
         }
         let ids = rows.free_ids(size)?;
         let rows = &index.rows;

@@ -155,7 +155,6 @@ impl Pool {
     pub(crate) fn settle(&mut self) {
         if !self.coming.is_empty() {
             self.coming.sort_unstable();
-            self.candidates.resize(self.candidates.len() + self.coming.len(), 0);
             let first = self.sorted.merge(&mut self.candidates, &self.coming);
             self.next = self.next.min(first);
             self.coming.clear();

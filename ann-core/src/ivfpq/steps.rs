@@ -71,12 +71,8 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
         threads: usize,
     ) -> Result<IvfPqSteps<'a, T>> {
         let pool = threads::pool(threads)?;
-        pool.install(|| check_rows(&index.rows.space, &vectors))?;
+        let keys = pool.install(|| index.rows.checked_keys(&vectors, keys, replace))?;
         let count = vectors.nrows();
-        let keys = match keys {
-            Some(keys) if replace => index.rows.known_keys(count, keys)?,
-            keys => index.rows.new_keys(count, keys)?,
-        };
         let train_at = index.rows.meta.train_at.get() as usize;
         let source = Source::Batch(vectors);
         let loads = !index.is_trained() && index.rows.len() == 0 && count >= train_at;

@@ -35,6 +35,21 @@ pub(crate) fn check_rows<T: Element>(space: &Space, vectors: &ArrayView2<'_, T>)
 }
 
 impl<S: PageStore> Rows<S> {
+    /// Checks rows that are to be added, or with `replace` to take the place of those that their keys have now, and
+    /// returns their keys. Runs on the current thread pool.
+    pub(crate) fn checked_keys<T: Element>(
+        &self,
+        vectors: &ArrayView2<'_, T>,
+        keys: Option<&[u64]>,
+        replace: bool,
+    ) -> Result<Vec<u64>> {
+        check_rows(&self.space, vectors)?;
+        match keys {
+            Some(keys) if replace => self.known_keys(vectors.nrows(), keys),
+            keys => self.new_keys(vectors.nrows(), keys),
+        }
+    }
+
     /// The keys for `count` new rows: those given, once they are known to be unique and not taken, or the next.
     pub(crate) fn new_keys(&self, count: usize, keys: Option<&[u64]>) -> Result<Vec<u64>> {
         let next = self.meta.next_key.get();

@@ -393,6 +393,12 @@ impl<S: PageStore> Rows<S> {
         Ok(())
     }
 
+    /// Makes room for so many slots in the arrays of a graph that have a record for each.
+    pub(crate) fn reserve_slots(&mut self, slots: u64) -> Result<()> {
+        let codes = self.goes_by_codes().then_some(CODES);
+        [VECTORS, LINKS, NODES].into_iter().chain(codes).try_for_each(|at| self.reserve(at, slots))
+    }
+
     /// Appends an extent to an array that is too small, unless somebody else has done something of that kind.
     fn append_extent(&mut self, number: usize, records: u64) -> Result<()> {
         let page_size = self.store.page_size();

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::page::PageStore;
 
 use super::{
-    Array, CODES, Change, LINKS, MAX_SLOTS, META, Meta, NODES, NONE, Node, Rows, State, UPPER,
-    VECTORS, take_in,
+    Array, Change, LINKS, MAX_SLOTS, META, Meta, NODES, NONE, Node, Rows, State, UPPER, VECTORS,
+    take_in,
 };
 
 impl<S: PageStore> Rows<S> {
@@ -54,12 +54,7 @@ impl<S: PageStore> Rows<S> {
             let mut change = Change::default();
             let (id, mut node) = if free.get() == NONE {
                 let (id, level) = (slots.get(), level(slots.get()));
-                for array in [VECTORS, LINKS, NODES] {
-                    self.reserve(array, u64::from(id) + 1)?;
-                }
-                if self.goes_by_codes() {
-                    self.reserve(CODES, u64::from(id) + 1)?;
-                }
+                self.reserve_slots(u64::from(id) + 1)?;
                 if level > 0 {
                     self.reserve(UPPER, u64::from(upper.get()) + u64::from(level))?;
                 }
