@@ -12,7 +12,7 @@ use super::{Fused, Graph, Topology, fused, links};
 /// The size of a pool of estimates for `ef` candidates: when a candidate is met again with a better estimate, the one
 /// that it had keeps its place.
 fn with_repeats(ef: usize) -> usize {
-    ef.saturating_add(ef / 8)
+    ef.saturating_add(ef / 4)
 }
 
 /// The array and record that hold a node's links at a level.
