@@ -131,6 +131,59 @@ fn diskann_at_once() {
     all_at_once(diskann, DiskAnn::open_in, Metric::Cosine, 440);
 }
 
+/// Clusters that are all as far from one another, and soon hold more than a search has candidates: one that ends in the
+/// wrong cluster finds nothing. Rows come one by one.
+fn clusters_stay_in_reach<K: Topology>(make: impl Fn() -> Graph<Common, K>) {
+    let missed: Vec<usize> = (5..8).map(|seed| missed(make(), &mut Rng(seed))).collect();
+    assert!(missed.iter().sum::<usize>() <= 8, "{missed:?} of 2000 searches missed the nearest");
+}
+
+/// How many of 2,000 searches miss the nearest vector.
+fn missed<K: Topology>(mut index: Graph<Common, K>, rng: &mut Rng) -> usize {
+    const DIM: usize = 16;
+    let centres = Array2::from_shape_simple_fn((20, DIM), || 2.0 * common::normal(rng));
+    let mut near_one = || {
+        let centre = centres.row(rng.below(20)).to_owned();
+        centre.mapv(|value| value + common::normal(rng)).to_vec()
+    };
+    let mut oracle = Oracle::<f32>::new(Metric::L2sq);
+    let mut missed = 0;
+    for row in 0..4000u64 {
+        let vector = near_one();
+        index.insert_one(&vector, row).unwrap();
+        oracle.rows.insert(row, vector);
+        if index.needs_entries() {
+            index.renew_entries().unwrap();
+        }
+        if row % 100 == 99 {
+            index.remove_where(|key| key % 100 < row % 13).unwrap();
+            index.sweep_beside_searches().unwrap();
+            oracle.rows.retain(|key, _| key % 100 >= row % 13);
+        }
+        if row % 400 == 399 {
+            for _ in 0..200 {
+                let query = near_one();
+                let nearest = oracle.nearest(&query, |_| true)[0].1;
+                let hits = index.search(&query, &Search::new(10).ef(40)).unwrap();
+                missed += usize::from(hits.iter().all(|hit| hit.key != nearest));
+            }
+        }
+    }
+    missed
+}
+
+#[test]
+fn clusters_stay_in_reach_of_hnsw() {
+    let builder = Hnsw::builder(16).ef_construction(60);
+    clusters_stay_in_reach(|| builder.clone().build_in(store()).unwrap());
+}
+
+#[test]
+fn clusters_stay_in_reach_of_diskann() {
+    let builder = DiskAnn::builder(16).build_list_size(60);
+    clusters_stay_in_reach(|| builder.clone().build_in(store()).unwrap());
+}
+
 /// A handle that has seen nothing of what others did finds all of it.
 #[test]
 fn an_old_handle_goes_on() {

@@ -12,16 +12,17 @@ use super::index::{Graph, Topology};
 use super::links::{self, target};
 use super::search::Scratch;
 
-/// Nodes for each in the sample; nodes in the sample, at most.
-const SHARE: usize = 256;
+/// Nodes in the sample, at most.
 const MOST: usize = 1024;
 /// Starting points that a search takes from the sample.
 const STARTS: usize = 4;
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
-    /// How many lists the sample should have.
+    /// How many lists the sample should have: twice the root of the graph's size is in proportion to what a search costs,
+    /// and comes near to all but the smallest clusters.
     fn wanted_entries(&self) -> usize {
-        let nodes = self.rows.len().div_ceil(SHARE).clamp(BLOCK, MOST);
+        let nodes = (2.0 * (self.rows.len() as f64).sqrt()).ceil() as usize;
+        let nodes = nodes.clamp(BLOCK, MOST);
         nodes / self.width(0)
     }
 
@@ -35,7 +36,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     }
 
     /// Takes the sample out of use: searches start from the entry point.
-    pub(super) fn drop_entries(&mut self) -> Result<()> {
+    fn drop_entries(&mut self) -> Result<()> {
         if (self.shape.fused.is_some() || self.has_sample()) && self.rows.meta.upper.get() > 0 {
             self.rows.commit_meta(Change::default(), |meta| {
                 meta.upper = 0.into();

@@ -114,11 +114,13 @@ pub(super) fn plan_node<S: PageStore, K: Topology>(
         });
     };
     let mut lists = vec![Vec::new(); 1 + staged.level as usize];
-    if top > staged.level && staged.level > 0 {
-        descend(rows, scratch, (start, top), staged.level + 1, &mut Cost::default())?;
-    } else {
-        let start = if top > staged.level { route.nodes[3] } else { start };
-        scratch.batch.score_only(rows, &scratch.probe, start)?;
+    match top > staged.level {
+        true if staged.level > 0 => {
+            descend(rows, scratch, (start, top), staged.level + 1, &mut Cost::default())?;
+        }
+        true => scratch.batch.score_only(rows, &scratch.probe, route.nodes[3])?,
+        false if top == 0 => start_from_sample(index, staged.id, start, scratch)?,
+        false => scratch.batch.score_only(rows, &scratch.probe, start)?,
     }
     let ef = index.shape.pool;
     for level in (0..=top.min(staged.level)).rev() {
@@ -149,6 +151,25 @@ pub(super) fn plan_node<S: PageStore, K: Topology>(
         lists[0].extend(any.map(|(distance, id)| Candidate { distance, id, tree: false }));
     }
     Ok(Planned::Node { lists, parent: None })
+}
+
+/// Fills the batch with what a search for the stored row `id` would start from in a graph without levels, scored.
+fn start_from_sample<S: PageStore, K: Topology>(
+    index: &Graph<S, K>,
+    id: u32,
+    start: u32,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let rows = &index.rows;
+    if rows.has_vectors() {
+        let Scratch { row, probe, .. } = scratch;
+        rows.row(id, row)?;
+        if rows.goes_by_codes() {
+            rows.ask(row, &mut probe.asked)?;
+        }
+    }
+    index.enter(scratch, (start, 0), &mut Cost::default())?;
+    scratch.batch.score(rows, &scratch.probe)
 }
 
 /// The candidate whose vector is that of `id`, for which the scratch's probe was prepared.

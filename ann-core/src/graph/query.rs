@@ -43,34 +43,48 @@ pub(super) fn entry<S: PageStore>(rows: &Rows<S>) -> Result<Option<(u32, u8)>> {
     }
 }
 
-/// From `id` at level `from`, steps to ever nearer neighbours, level by level, and returns where that ends
-/// at level `to`. The batch then holds that node and what was met on the way there at that level, scored.
+/// Nodes of each level above the bottom that a way down is followed from: one alone would end in the nearest cluster
+/// that has links to none nearer.
+const WAYS: usize = 4;
+
+/// From `id` at level `from`, steps to ever nearer nodes, level by level, and returns the nearest at level `to`: at
+/// each, until the [`WAYS`] nearest that were met have been expanded. The batch then holds what was met at level `to`,
+/// scored.
 pub(super) fn descend<S: PageStore>(
     rows: &Rows<S>,
     scratch: &mut Scratch,
-    (mut id, from): (u32, u8),
+    (id, from): (u32, u8),
     to: u8,
     cost: &mut Cost,
 ) -> Result<u32> {
     let Scratch { probe, batch, visited, met, .. } = scratch;
     batch.score_only(rows, probe, id)?;
     cost.distances += 1;
-    let mut nearest = batch.distances[0];
     visited.reset(rows.ids());
     links::fresh(visited, id)?;
+    // The nearest, nearest first, and whether they have been expanded.
+    let mut ways = [(f32::INFINITY, NONE, true); WAYS];
+    ways[0] = (batch.distances[0], id, false);
     for level in (to..=from).rev() {
         met.clear();
-        met.push((nearest, id));
-        loop {
+        for way in ways.iter_mut().filter(|way| way.1 != NONE) {
+            met.push((way.0, way.1));
+            way.2 = false;
+        }
+        while let Some(way) = ways.iter_mut().find(|way| !way.2) {
+            way.2 = true;
             // What was met before is no nearer than the nearest.
-            links::expand(rows, place(rows, id, level)?, visited, batch, probe, f32::INFINITY)?;
+            let list = place(rows, way.1, level)?;
+            links::expand(rows, list, visited, batch, probe, f32::INFINITY)?;
             cost.hops += 1;
             cost.distances += batch.ids.len() as u64;
-            let scored = batch.distances.iter().copied().zip(batch.ids.iter().copied());
-            met.extend(scored.clone());
-            match scored.min_by(|a, b| a.0.total_cmp(&b.0)) {
-                Some(best) if best.0 < nearest => (nearest, id) = best,
-                _ => break,
+            for (&distance, &id) in batch.distances.iter().zip(&batch.ids) {
+                met.push((distance, id));
+                let at = ways.partition_point(|way| way.0 <= distance);
+                if at < WAYS {
+                    ways[at..].rotate_right(1);
+                    ways[at] = (distance, id, false);
+                }
             }
         }
     }
@@ -78,7 +92,7 @@ pub(super) fn descend<S: PageStore>(
     batch.distances.clear();
     batch.ids.extend(met.iter().map(|met| met.1));
     batch.distances.extend(met.iter().map(|met| met.0));
-    Ok(id)
+    Ok(ways[0].1)
 }
 
 /// Best-first search of one level, into the scratch's pool, which has been reset. It starts from all that the batch
@@ -163,23 +177,12 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         scratch.estimated = self.shape.fused.is_some();
         scratch.pool.shrink_to(least);
         (scratch.hops, scratch.scored) = (0, 0);
-        let Some((id, level)) = entry(rows)? else {
+        let Some(entry) = entry(rows)? else {
             scratch.batch.ids.clear();
             scratch.batch.distances.clear();
             return Ok(cost);
         };
-        if let Some(fused) = &self.shape.fused {
-            fused.table(rows, &scratch.row, &mut scratch.table);
-            self.enter_fused(scratch, id)?;
-            cost.distances += 1;
-        } else if self.has_sample() && rows.meta.upper.get() > 0 {
-            self.enter_sample(scratch, id)?;
-        } else if level > 0 {
-            descend(rows, scratch, (id, level), 1, &mut cost)?;
-        } else {
-            scratch.batch.score_only(rows, &scratch.probe, id)?;
-            cost.distances += 1;
-        }
+        self.enter(scratch, entry, &mut cost)?;
         if rows.goes_by_codes() {
             // One pool holds estimates only.
             scratch.batch.estimate(rows, &scratch.probe)?;
@@ -189,6 +192,29 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             None => scratch.visited.reset(rows.ids()),
         }
         Ok(cost)
+    }
+
+    /// Fills the batch with nodes of the bottom level for the scratch's probe to start from, scored or estimated.
+    pub(super) fn enter(
+        &self,
+        scratch: &mut Scratch,
+        (id, level): (u32, u8),
+        cost: &mut Cost,
+    ) -> Result<()> {
+        let rows = &self.rows;
+        if let Some(fused) = &self.shape.fused {
+            fused.table(rows, &scratch.row, &mut scratch.table);
+            self.enter_fused(scratch, id)?;
+            cost.distances += 1;
+        } else if self.has_sample() && rows.meta.upper.get() > 0 {
+            self.enter_sample(scratch, id)?;
+        } else if level > 0 {
+            descend(rows, scratch, (id, level), 1, cost)?;
+        } else {
+            scratch.batch.score_only(rows, &scratch.probe, id)?;
+            cost.distances += 1;
+        }
+        Ok(())
     }
 
     /// Whether a search has a pool of estimates and a second one of distances.

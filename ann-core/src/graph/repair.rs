@@ -2,7 +2,7 @@
 //!
 //! A removed vector stays in the graph as a tombstone, so that paths through it hold, until a sweep:
 //! 1. A tombstone with living twins takes over the key of one of them, and lives; dead twins leave their chains.
-//! 2. The entry point moves to a living node.
+//! 2. The entry point, and all of the sample around it, become living nodes.
 //! 3. The spanning tree closes over each tombstone: its tree neighbours are joined to one another, then it is let go.
 //! 4. Every list that names a tombstone is chosen anew, among the names that stay and the tombstone's own neighbours.
 //! 5. No list names a tombstone now, so their slots can be used again.
@@ -58,7 +58,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             }
         }
         let dead_set: HashSet<u32> = dead.iter().copied().collect();
-        self.drop_entries()?;
+        self.choose_entries()?;
         self.move_entry()?;
         let mut counts = tree::Counts::default();
         for &id in &dead {
@@ -74,7 +74,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         for &id in dead.iter().chain(&claimed) {
             self.rows.free(id)?;
         }
-        self.choose_entries()
+        Ok(())
     }
 
     /// Takes all links from a node that no list names, so that it names none either.
