@@ -29,12 +29,12 @@ struct Entry {
     search: u16,
 }
 
-/// How often nodes that were met before, but not expanded, have been met again.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Again {
-    pub all: usize,
-    /// Of them, those with a better estimate.
-    pub nearer: usize,
+/// What an estimate of a node is to those before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Estimate {
+    First,
+    Nearer,
+    NoNearer,
 }
 
 /// The best estimate of each node, rounded down to its upper bits.
@@ -47,7 +47,8 @@ pub(crate) struct Best {
     count: usize,
     search: u16,
     slots: u32,
-    again: Again,
+    /// How often nodes that were met before, but not expanded, have been met again.
+    again: usize,
 }
 
 impl Best {
@@ -56,7 +57,7 @@ impl Best {
         let places = ef.saturating_mul(PLACES).clamp(LEAST, 1 << 24).next_power_of_two();
         self.shift = 32 - places.trailing_zeros();
         self.count = 0;
-        self.again = Again::default();
+        self.again = 0;
         self.slots = slots;
         if self.entries.len() < places {
             self.entries.resize(places, Entry::default());
@@ -90,19 +91,18 @@ impl Best {
     /// Takes note of an estimate, in its sorting form, if it is better than those before. An id that no slot can have
     /// is a corrupt link.
     #[inline(always)]
-    pub(crate) fn improve(&mut self, id: u32, sorting: u32) -> Result<bool> {
+    pub(crate) fn improve(&mut self, id: u32, sorting: u32) -> Result<Estimate> {
         let rounded = rounded(sorting);
         let at = self.place(id);
         let entry = &mut self.entries[at];
         if entry.search == self.search {
             if rounded >= entry.estimate {
-                self.again.all += usize::from(entry.estimate != EXPANDED);
-                return Ok(false);
+                self.again += usize::from(entry.estimate != EXPANDED);
+                return Ok(Estimate::NoNearer);
             }
-            self.again.all += 1;
-            self.again.nearer += 1;
+            self.again += 1;
             entry.estimate = rounded;
-            return Ok(true);
+            return Ok(Estimate::Nearer);
         }
         if id >= self.slots {
             return Err(Error::corrupt(0, format!("a link names slot {id}, which does not exist")));
@@ -112,7 +112,7 @@ impl Best {
         if self.count > (1 << (32 - self.shift)) / 2 {
             self.make_room();
         }
-        Ok(true)
+        Ok(Estimate::First)
     }
 
     /// Twice as many places.
@@ -132,7 +132,7 @@ impl Best {
 
     /// What has been met again since this was asked last.
     #[inline(always)]
-    pub(crate) fn met_again(&mut self) -> Again {
+    pub(crate) fn met_again(&mut self) -> usize {
         std::mem::take(&mut self.again)
     }
 
@@ -161,20 +161,19 @@ mod tests {
     fn only_what_is_better_counts() {
         let mut best = Best::default();
         best.reset(10, 1);
-        assert!(best.improve(3, 7 << 16).unwrap());
-        assert!(!best.improve(3, 7 << 16).unwrap());
-        assert!(!best.improve(3, 8 << 16).unwrap());
-        assert!(best.improve(3, 6 << 16).unwrap());
+        assert_eq!(best.improve(3, 7 << 16).unwrap(), Estimate::First);
+        assert_eq!(best.improve(3, 7 << 16).unwrap(), Estimate::NoNearer);
+        assert_eq!(best.improve(3, 8 << 16).unwrap(), Estimate::NoNearer);
+        assert_eq!(best.improve(3, 6 << 16).unwrap(), Estimate::Nearer);
         assert!(best.is_best(3, 6 << 16) && !best.is_best(3, 7 << 16));
-        assert_eq!(best.met_again(), Again { all: 3, nearer: 1 });
-        assert_eq!(best.met_again(), Again::default());
+        assert_eq!((best.met_again(), best.met_again()), (3, 0));
         assert!(best.expand(3) && !best.expand(3) && !best.is_best(3, 6 << 16));
-        assert!(!best.improve(3, 0).unwrap());
-        assert_eq!(best.met_again(), Again::default());
-        assert!(best.improve(4, u32::MAX).unwrap());
+        assert_eq!(best.improve(3, 0).unwrap(), Estimate::NoNearer);
+        assert_eq!(best.met_again(), 0);
+        assert_eq!(best.improve(4, u32::MAX).unwrap(), Estimate::First);
         assert!(best.improve(10, 0).is_err());
         best.reset(4, 1);
-        assert!(best.improve(3, 9 << 16).unwrap());
+        assert_eq!(best.improve(3, 9 << 16).unwrap(), Estimate::First);
     }
 
     /// Against a map, over more searches than there are numbers for, of a few nodes or thousands.
@@ -189,9 +188,15 @@ mod tests {
             for _ in 0..count {
                 let id = (rng.next() % (count as u64 * 2)) as u32 * 4096;
                 let estimate = (rng.next() % 1000 + 1) as u16;
-                let known = map.get(&id).copied().unwrap_or(u16::MAX);
-                assert_eq!(best.improve(id, u32::from(estimate) << 16).unwrap(), estimate < known);
-                map.insert(id, known.min(estimate));
+                let wanted = match map.get(&id) {
+                    None => Estimate::First,
+                    Some(&known) if estimate < known => Estimate::Nearer,
+                    Some(_) => Estimate::NoNearer,
+                };
+                assert_eq!(best.improve(id, u32::from(estimate) << 16).unwrap(), wanted);
+                if wanted != Estimate::NoNearer {
+                    map.insert(id, estimate);
+                }
             }
         }
     }

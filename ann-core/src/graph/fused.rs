@@ -22,8 +22,9 @@ use crate::metric::Metric;
 use crate::page::PageStore;
 use crate::rows::{Batch, Meta, NONE, Probe, Rows, VECTORS, WHOLE};
 
+use super::best::Estimate;
 use super::links::{self, target};
-use super::pool::sorting;
+use super::pool::{AGAIN, sorting};
 use super::search::{Met, Step};
 
 pub(super) use crate::kernel::fastscan::BLOCK;
@@ -273,7 +274,7 @@ fn scale(largest: f32) -> f32 {
 }
 
 /// Replaces the batch with the neighbours of a node whose estimated distances come below the step's bound and are the
-/// best so far; returns the node's exact distance.
+/// best so far, marked if there are worse ones; returns the node's exact distance.
 #[inline]
 pub(super) fn expand<S: PageStore>(
     rows: &Rows<S>,
@@ -298,10 +299,13 @@ pub(super) fn expand<S: PageStore>(
         let (codes, vector) = rest.split_at(fused.bytes);
         let own = apart.unwrap_or_else(|| rows.space.distance(probe, vector));
         fused.below((ids, codes), (own, step.bound), table, |link, distance| {
-            if best.improve(target(link), sorting(distance))? {
-                batch.ids.push(target(link));
-                batch.distances.push(distance);
-            }
+            let id = target(link);
+            batch.ids.push(match best.improve(id, sorting(distance))? {
+                Estimate::First => id,
+                Estimate::Nearer => id | AGAIN,
+                Estimate::NoNearer => return Ok(()),
+            });
+            batch.distances.push(distance);
             Ok(())
         })?;
         Ok(own)

@@ -13,14 +13,14 @@
 
 use crate::kernel::sorted::Sorted;
 
-use super::best::Again;
-
 /// Set in a candidate's id once it has been expanded.
 const EXPANDED: u64 = 1 << 31;
 /// Set in a candidate's id if it is a way-point only.
 const OUTSIDE: u64 = 1 << 30;
 /// Repeats that take a place of the pool, beside those that stand in one.
 const REPEATS: usize = 4;
+/// Set in the id of a candidate that has been met before, farther away.
+pub(crate) const AGAIN: u32 = 1 << 31;
 /// The bits of an id that are the id.
 pub(crate) const ID: u32 = (1 << 30) - 1;
 
@@ -87,15 +87,15 @@ impl Pool {
         self.spare = self.ef.saturating_sub(least);
     }
 
-    /// Takes note that candidates have come again, some of them nearer than before: what a search meets it knows
-    /// already, so there is less left to find. Every few of them take a place, and so does each that came nearer, where
-    /// it stood before: a place more than there was while a search that cannot go on is `short` of what it has to find.
+    /// Takes note that candidates have come again: what a search meets it knows already, so there is less left to find.
+    /// Every few of them take a place, and so does each that was admitted and came nearer, where it stood before
+    /// (`stale`): a place more than there was while a search that cannot go on is `short` of what it has to find.
     #[inline]
-    pub(crate) fn met_again(&mut self, Again { all, nearer }: Again, short: bool) {
-        let taken = nearer.min(self.spare);
+    pub(crate) fn met_again(&mut self, all: usize, stale: usize, short: bool) {
+        let taken = stale.min(self.spare);
         self.spare -= taken;
         if short && !self.resumable {
-            self.ef = self.ef.saturating_add(nearer - taken);
+            self.ef = self.ef.saturating_add(stale - taken);
         }
         self.repeats += all;
         let taken = (self.repeats / REPEATS).min(self.spare);
@@ -320,8 +320,8 @@ mod tests {
         pool.reset(6, f32::NEG_INFINITY, false);
         pool.shrink_to(3);
         (1..=9).for_each(|id| pool.insert(id as f32, id, true));
-        let mut met_again = |all, nearer| {
-            pool.met_again(Again { all, nearer }, true);
+        let mut met_again = |all, stale| {
+            pool.met_again(all, stale, true);
             pool.settle();
             pool.bound()
         };
@@ -333,9 +333,9 @@ mod tests {
         met_again(10 * REPEATS, 2);
         assert_eq!(pool.size(), 6);
         pool.reset(6, f32::NEG_INFINITY, false);
-        pool.met_again(Again { all: 10 * REPEATS, nearer: 1 }, false);
+        pool.met_again(10 * REPEATS, 1, false);
         assert_eq!(pool.size(), 6);
-        pool.met_again(Again { all: 10 * REPEATS, nearer: 1 }, true);
+        pool.met_again(10 * REPEATS, 1, true);
         assert_eq!(pool.size(), 7);
     }
 

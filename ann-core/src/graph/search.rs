@@ -9,10 +9,10 @@ use std::collections::VecDeque;
 use crate::error::Result;
 use crate::rows::{Batch, PARTS, Probe};
 
-use super::best::Best;
+use super::best::{Best, Estimate};
 use super::fused::Table;
 use super::links;
-use super::pool::{Pool, sorting};
+use super::pool::{AGAIN, ID, Pool, sorting};
 use super::visited::Visited;
 
 /// What is to be expanded next.
@@ -60,7 +60,7 @@ impl Scratch {
         let Scratch { pool, visited, best, batch, estimated, .. } = self;
         for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
             let is_new = match estimated {
-                true => best.improve(id, sorting(distance))?,
+                true => best.improve(id, sorting(distance))? == Estimate::First,
                 false => links::fresh(visited, id)?,
             };
             if !is_new {
@@ -165,14 +165,19 @@ impl Scratch {
                 }
             }
         }
+        // Candidates that come again, nearer, and could be results, where they stood before.
+        let mut stale = 0;
         for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
+            let (id, again) = (id & ID, id & AGAIN != 0);
             if distance < pool.bound() {
-                pool.insert(distance, id, admit(id)?);
+                let admitted = admit(id)?;
+                pool.insert(distance, id, admitted);
+                stale += usize::from(again && admitted);
             } else {
                 pool.refuse(distance, id);
             }
         }
-        pool.met_again(best.met_again(), found.bound() == f32::INFINITY);
+        pool.met_again(best.met_again(), stale, found.bound() == f32::INFINITY);
         pool.settle();
         fetch(2);
         Ok(self.fill(beam))
