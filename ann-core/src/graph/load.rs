@@ -134,7 +134,6 @@ impl<'a, T: Element> Load<'a, T> {
         batch.iter().for_each(|staged| slots[staged.row as usize] = staged.id);
         let width = index.width(self.done);
         // Estimates lose their way where exact distances do not: better links pay for themselves.
-        // Estimates lose their way where exact distances do not: better links pay for themselves.
         let share = if index.rows.meta.code_bits > 0 { 2 } else { 4 };
         Ok(Some(Level::new(cut, &slots, width, (index.shape.pool / share).max(width))))
     }
