@@ -76,10 +76,8 @@ fn blocks<const W: usize>(values: &mut [u64], mut end: usize, coming: &[u64]) ->
         // The largest integer with the upper half of this one.
         let limit = value | u64::from(u32::MAX);
         let by = before + 1;
-        while let Some(block) = last_block::<W>(values, end)
-            && block[0] > limit
-        {
-            values[end - W + by..][..W].copy_from_slice(&block);
+        while end >= W && values[end - W] > limit {
+            values.copy_within(end - W..end, end - W + by);
             end -= W;
         }
         if let Some(block) = last_block::<W>(values, end) {
