@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::graph::links::{self, TREE, target};
+use crate::graph::pool::Pool;
 use crate::graph::prune::{Candidate, Pruner};
 use crate::graph::search::Scratch;
 use crate::graph::tree;
@@ -113,6 +114,9 @@ pub(super) fn plan_node<S: PageStore, K: Topology>(
             parent: None,
         });
     };
+    if index.shape.fused.is_some() {
+        return plan_by_codes(index, staged, scratch, pruner);
+    }
     let mut lists = vec![Vec::new(); 1 + staged.level as usize];
     match top > staged.level {
         true if staged.level > 0 => {
@@ -131,26 +135,57 @@ pub(super) fn plan_node<S: PageStore, K: Topology>(
             let live = &mut |id| rows.admits(id, &Matcher::All);
             search_level(rows, scratch, level, live)?;
         }
-        let found = scratch.pool.admitted();
-        let mut list: Vec<Candidate> =
-            found.map(|(distance, id)| Candidate { distance, id, tree: false }).collect();
+        let mut list = candidates(&scratch.pool);
         if level == 0
             && let Some(owner) = equal_to(rows, &list, scratch, staged.id)?
         {
             return Ok(Planned::Twin(owner));
         }
-        list.sort_unstable_by(Candidate::order);
         // The next level's search starts from all that this one found.
         (scratch.batch.distances, scratch.batch.ids) = scratch.pool.all().unzip();
         pruner.select(rows, &mut list, index.width(level))?;
         lists[level as usize] = list;
     }
-    // Only removed vectors were found: hang on to one of those, rather than on nothing.
     if lists[0].is_empty() {
-        let any = scratch.pool.all().next();
-        lists[0].extend(any.map(|(distance, id)| Candidate { distance, id, tree: false }));
+        lists[0].extend(any(&scratch.pool));
     }
     Ok(Planned::Node { lists, parent: None })
+}
+
+/// [`plan_node`] where lists have codes: the search goes by these, and measures what it expands.
+fn plan_by_codes<S: PageStore, K: Topology>(
+    index: &Graph<S, K>,
+    staged: &Staged,
+    scratch: &mut Scratch,
+    pruner: &mut Pruner,
+) -> Result<Planned> {
+    // Estimates pass over some of the nearest: half as many candidates again make up for it.
+    let (rows, ef) = (&index.rows, index.shape.pool + index.shape.pool / 2);
+    rows.row(staged.id, &mut scratch.row)?;
+    index.search_pool(scratch, &Matcher::All, (ef, ef), f32::NEG_INFINITY, false)?;
+    let mut list = candidates(&scratch.found);
+    if let Some(owner) = equal_to(rows, &list, scratch, staged.id)? {
+        return Ok(Planned::Twin(owner));
+    }
+    pruner.select(rows, &mut list, index.width(0))?;
+    if list.is_empty() {
+        list.extend(any(&scratch.found));
+    }
+    Ok(Planned::Node { lists: vec![list], parent: None })
+}
+
+/// What may be linked to, nearest first.
+fn candidates(pool: &Pool) -> Vec<Candidate> {
+    let found = pool.admitted();
+    let mut list: Vec<Candidate> =
+        found.map(|(distance, id)| Candidate { distance, id, tree: false }).collect();
+    list.sort_unstable_by(Candidate::order);
+    list
+}
+
+/// If only removed vectors were found: one of those to hang on to, rather than on nothing.
+fn any(pool: &Pool) -> Option<Candidate> {
+    pool.all().next().map(|(distance, id)| Candidate { distance, id, tree: false })
 }
 
 /// Fills the batch with what a search for the stored row `id` would start from in a graph without levels, scored.
@@ -223,7 +258,9 @@ pub(super) fn merge<S: PageStore, K: Topology>(
     rows.row_probe(node, &mut scratch.row, &mut scratch.probe)?;
     scratch.batch.ids.clear();
     scratch.batch.ids.extend(kept.clone().map(target));
-    scratch.batch.score(rows, &scratch.probe)?;
+    let all = scratch.batch.ids.iter().copied().chain(sources.iter().map(|source| source.id));
+    pruner.copies.take(rows, all, &mut scratch.row)?;
+    pruner.copies.score(rows, &scratch.probe, &mut scratch.batch)?;
     let mut candidates: Vec<Candidate> = kept
         .zip(&scratch.batch.distances)
         .map(|(link, &distance)| Candidate { distance, id: target(link), tree: link & TREE != 0 })

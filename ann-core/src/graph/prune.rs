@@ -9,7 +9,7 @@
 
 use crate::error::Result;
 use crate::page::PageStore;
-use crate::rows::{Batch, Probe, Rows};
+use crate::rows::{Batch, Copies, Probe, Rows};
 
 use super::links::TREE;
 
@@ -39,6 +39,7 @@ impl Candidate {
 pub(crate) struct Pruner {
     probe: Probe,
     row: Vec<u8>,
+    pub copies: Copies,
     batch: Batch,
     kept: Vec<u32>,
     left_out: Vec<Candidate>,
@@ -71,6 +72,8 @@ impl Pruner {
         let spread = rows.meta.spread();
         let mut trees = candidates.iter().filter(|candidate| candidate.tree).count();
         self.left_out.clear();
+        let ids = candidates.iter().map(|candidate| candidate.id);
+        self.copies.take(rows, ids, &mut self.row)?;
         // Kept are those before `kept`, undecided those from there on, up to `end`.
         let (mut kept, mut end) = (0, candidates.len());
         while kept < end {
@@ -85,10 +88,10 @@ impl Pruner {
             if kept == end {
                 break;
             }
-            rows.row_probe(candidate.id, &mut self.row, &mut self.probe)?;
+            self.copies.probe(rows, candidate.id, &mut self.row, &mut self.probe)?;
             self.batch.ids.clear();
             self.batch.ids.extend(candidates[kept..end].iter().map(|open| open.id));
-            self.batch.score(rows, &self.probe)?;
+            self.copies.score(rows, &self.probe, &mut self.batch)?;
             let between = &self.batch.distances;
             end = kept
                 + partition(&mut candidates[kept..end], &mut self.left_out, |at, candidate| {
@@ -102,7 +105,7 @@ impl Pruner {
     }
 
     /// Reduces `candidates`, a few more than `limit`, to it, for much less work: drops the farthest ones to which
-    /// any other candidate is nearer than the node is.
+    /// any other candidate is nearer than the node is. Their rows have been copied.
     pub(crate) fn thin<S: PageStore>(
         &mut self,
         rows: &Rows<S>,
@@ -137,11 +140,11 @@ impl Pruner {
             return Ok(true);
         }
         let spread = rows.meta.spread();
-        rows.row_probe(candidate.id, &mut self.row, &mut self.probe)?;
+        self.copies.probe(rows, candidate.id, &mut self.row, &mut self.probe)?;
         for group in self.kept.chunks(GROUP) {
             self.batch.ids.clear();
             self.batch.ids.extend_from_slice(group);
-            self.batch.score(rows, &self.probe)?;
+            self.copies.score(rows, &self.probe, &mut self.batch)?;
             let mut distances = self.batch.distances.iter();
             if distances.any(|&between| covers(between * spread, candidate.distance)) {
                 return Ok(false);

@@ -1,6 +1,8 @@
 //! Exact search: score every one of a list of slots, many at a time.
 
-use crate::error::Result;
+use hashbrown::HashMap;
+
+use crate::error::{Error, Result};
 use crate::page::PageStore;
 
 use super::space::{Probe, Space};
@@ -70,6 +72,74 @@ impl Batch {
         let stride = space.stride() as u64;
         offsets.extend(ids.iter().map(|&id| u64::from(id) * stride));
         space.distances(probe, vectors, offsets, bound, distances)
+    }
+}
+
+/// Copies of a few rows whose distances to one another are wanted: of many reads of a page that has to be pinned each
+/// time, one is left. There are none where rows lie in one piece of memory.
+#[derive(Default)]
+pub(crate) struct Copies {
+    bytes: Vec<u8>,
+    /// Where in the bytes the row of a slot begins.
+    places: HashMap<u32, u64>,
+}
+
+impl Copies {
+    /// Replaces the copies by those of these rows, where that is of use.
+    pub(crate) fn take<S: PageStore>(
+        &mut self,
+        rows: &Rows<S>,
+        ids: impl Iterator<Item = u32>,
+        row: &mut Vec<u8>,
+    ) -> Result<()> {
+        self.bytes.clear();
+        self.places.clear();
+        if rows.store.contiguous().is_some() || !rows.has_vectors() {
+            return Ok(());
+        }
+        for id in ids {
+            rows.row(id, row)?;
+            self.places.insert(id, self.bytes.len() as u64);
+            self.bytes.extend_from_slice(row);
+        }
+        Ok(())
+    }
+
+    /// As [`Rows::row_probe`].
+    pub(crate) fn probe<S: PageStore>(
+        &self,
+        rows: &Rows<S>,
+        id: u32,
+        row: &mut Vec<u8>,
+        probe: &mut Probe,
+    ) -> Result<()> {
+        let place = self.places.get(&id).map(|&place| place as usize);
+        match place.and_then(|place| self.bytes.get(place..place + rows.space.stride())) {
+            Some(row) => rows.space.probe(row, probe),
+            None => rows.row_probe(id, row, probe)?,
+        }
+        Ok(())
+    }
+
+    /// As [`Batch::score`], of slots that are all among those copied.
+    pub(crate) fn score<S: PageStore>(
+        &self,
+        rows: &Rows<S>,
+        probe: &Probe,
+        batch: &mut Batch,
+    ) -> Result<()> {
+        if self.places.is_empty() {
+            return batch.score(rows, probe);
+        }
+        let Batch { ids, distances, offsets } = batch;
+        offsets.clear();
+        offsets.extend(ids.iter().filter_map(|id| self.places.get(id)));
+        distances.clear();
+        distances.resize(offsets.len(), 0.0);
+        match rows.space.distances(probe, &self.bytes, offsets, f32::INFINITY, distances) {
+            true if offsets.len() == ids.len() => Ok(()),
+            _ => Err(Error::corrupt(0, "a row is shorter than its vector")),
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) use array::Array;
 pub(crate) use change::Change;
 use codes::CENTRE_FLOATS;
 pub(crate) use codes::{Coder, Workshop, by_node, check_compact};
-pub(crate) use exact::{Batch, nearest};
+pub(crate) use exact::{Batch, Copies, nearest};
 pub use filter::Filter;
 pub(crate) use filter::{Matcher, Plan};
 pub(crate) use input::{check_rows, find_repeats, slice};
