@@ -145,6 +145,7 @@ impl Fused {
         } = encoder;
         factors.clear();
         known.clear();
+        known_codes.clear();
         if let Some((arrays, record)) = old {
             rows.record(arrays[0], record, |bytes| known.extend(links::each(bytes).map(target)))?;
             rows.record(arrays[1], record, |bytes| {
@@ -156,16 +157,24 @@ impl Fused {
         rows.space.floats(row, centre);
         self.rotation.apply(centre, rotated_centre);
         let mut bytes = vec![0; self.bytes()];
+        // Most links of a list that changes stay in their places.
+        let stays = list.len() >= known.len() && known_codes.len() == bytes.len();
+        if stays {
+            bytes.copy_from_slice(known_codes);
+        }
         code.resize(self.rotation.padded(), 0);
         for (at, &link) in list.iter().enumerate() {
             let planes = self.block(at / BLOCK)[2].clone();
             if let Some(from) = known.iter().position(|&known| known == target(link))
                 && let Some(found) = self.factors(known_codes, from)
             {
+                factors.push(found);
+                if stays && from == at {
+                    continue;
+                }
                 let from_planes = self.block(from / BLOCK)[2].clone();
                 fastscan::get(&known_codes[from_planes], self.bits, from % BLOCK, code);
                 fastscan::put(&mut bytes[planes], self.bits, at % BLOCK, code);
-                factors.push(found);
                 continue;
             }
             rows.row(target(link), row)?;

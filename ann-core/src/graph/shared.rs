@@ -122,9 +122,10 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 let (mut scratch, mut pruner) = (self.scratch(), Pruner::default());
                 merge(self, to.id, array, &now, &[source], &mut scratch, &mut pruner)?
             };
-            if list == now {
+            if list.iter().all(|&link| target(link) != id) {
                 return Ok(());
             }
+            let list = in_place(&now, &list);
             let mut change = Change::default();
             change.expect_record(self.rows.array(array)?, record, &links::seen(&now, width))?;
             self.change_list(&mut change, (array, record), &list, Beside::List)?;
@@ -212,5 +213,39 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             Err(error) if self.rows.was_outdated(&error)? => Err(Error::Changed),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// A list that goes from near to far, in the order of the one that it takes the place of: what stays where it was need not
+/// be written. Only the farthest link that is not marked comes last of those, where [`tree::mark`] looks for it.
+fn in_place(now: &[u32], list: &[u32]) -> Vec<u32> {
+    let of = |links: &[u32], id: u32| links.iter().copied().find(|&link| target(link) == id);
+    let mut fresh = list.iter().copied().filter(|&link| of(now, target(link)).is_none());
+    let mut arranged = Vec::with_capacity(list.len());
+    for &link in now {
+        arranged.extend(of(list, target(link)).or_else(|| fresh.next()));
+    }
+    arranged.extend(fresh);
+    let is_free = |&link: &u32| link & links::TREE == 0;
+    if let Some(farthest) = list.iter().copied().rfind(is_free)
+        && let Some(from) = arranged.iter().position(|&link| link == farthest)
+        && let Some(to) = arranged.iter().rposition(is_free)
+    {
+        arranged.swap(from, to);
+    }
+    arranged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_keeps_its_place() {
+        let marked = 5 | links::TREE;
+        assert_eq!(in_place(&[4, marked, 2, 9], &[4, 2, marked, 7]), [4, marked, 2, 7]);
+        assert_eq!(in_place(&[4, marked, 2, 9], &[7, 4, marked, 2]), [4, marked, 7, 2]);
+        assert_eq!(in_place(&[4, 2], &[2, 4, 7]), [4, 2, 7]);
+        assert_eq!(in_place(&[], &[7]), [7]);
     }
 }
