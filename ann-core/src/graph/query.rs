@@ -80,8 +80,8 @@ pub(super) fn descend<S: PageStore>(
             cost.distances += batch.ids.len() as u64;
             for (&distance, &id) in batch.distances.iter().zip(&batch.ids) {
                 met.push((distance, id));
-                let at = ways.partition_point(|way| way.0 <= distance);
-                if at < WAYS {
+                if distance < ways[WAYS - 1].0 {
+                    let at = ways.partition_point(|way| way.0 <= distance);
                     ways[at..].rotate_right(1);
                     ways[at] = (distance, id, false);
                 }
