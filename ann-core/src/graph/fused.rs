@@ -148,10 +148,7 @@ impl Fused {
         known_codes.clear();
         if let Some((arrays, record)) = old {
             rows.record(arrays[0], record, |bytes| known.extend(links::each(bytes).map(target)))?;
-            rows.record(arrays[1], record, |bytes| {
-                known_codes.clear();
-                known_codes.extend_from_slice(bytes);
-            })?;
+            rows.record(arrays[1], record, |bytes| known_codes.extend_from_slice(bytes))?;
         }
         rows.row(id, row)?;
         rows.space.floats(row, centre);

@@ -73,7 +73,7 @@ pub(super) fn descend<S: PageStore>(
         }
         while let Some(way) = ways.iter_mut().find(|way| !way.2) {
             way.2 = true;
-            // What was met before is no nearer than the nearest.
+            // What was met before is among the ways, or no nearer than they are.
             let list = place(rows, way.1, level)?;
             links::expand(rows, list, visited, batch, probe, f32::INFINITY)?;
             cost.hops += 1;

@@ -60,7 +60,7 @@ impl Scratch {
         let Scratch { pool, visited, best, batch, estimated, .. } = self;
         for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
             let is_new = match estimated {
-                true => best.improve(id, sorting(distance))? == Estimate::First,
+                true => best.improve(id, sorting(distance))? != Estimate::NoNearer,
                 false => links::fresh(visited, id)?,
             };
             if !is_new {
@@ -181,5 +181,25 @@ impl Scratch {
         pool.settle();
         fetch(2);
         Ok(self.fill(beam))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The entry point may be in the sample as well, and its estimate there be the better one: a search that goes on
+    /// takes up what is best of a node only.
+    #[test]
+    fn a_starting_point_that_comes_nearer_is_not_lost() {
+        let mut scratch = Scratch { estimated: true, ..Scratch::default() };
+        scratch.pool.reset(1, f32::NEG_INFINITY, true);
+        scratch.best.reset(10, 1);
+        scratch.batch.ids = vec![3, 3, 4];
+        scratch.batch.distances = vec![5.0, 2.0, 1.0];
+        scratch.enter(&mut |_| Ok(true)).unwrap();
+        assert_eq!(scratch.pool.pop(), Some((4, true)));
+        assert!(scratch.refill());
+        assert_eq!(scratch.pool.pop(), Some((3, true)));
     }
 }
