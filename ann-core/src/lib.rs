@@ -46,7 +46,7 @@ pub use error::{Error, Result};
 pub use flat::{Flat, FlatBuilder};
 #[doc(hidden)]
 pub use graph::plain;
-pub use graph::{Graph, Insertion, Topology};
+pub use graph::{Graph, Insertion, Needs, Sweep, Topology};
 pub use hnsw::{Hierarchy, Hnsw, HnswBuilder};
 pub use index::{
     AddOptions, Cost, Cursor, DEFAULT_EF, Exact, Filter, Hit, Index, Layout, MAX_BEAM, MAX_EF,

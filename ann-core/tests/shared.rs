@@ -39,6 +39,11 @@ fn rows() -> Array2<f32> {
     rows
 }
 
+fn sweep<K: Topology>(index: &mut Graph<Common, K>) {
+    let mut sweep = index.begin_sweep(100).unwrap();
+    while sweep.step(index).unwrap() {}
+}
+
 /// Searches as a database does: anew whenever the graph has changed too much.
 fn search<K: Topology>(index: &mut Graph<Common, K>, query: &[f32], k: usize) -> Vec<u64> {
     loop {
@@ -56,7 +61,7 @@ fn search<K: Topology>(index: &mut Graph<Common, K>, query: &[f32], k: usize) ->
 fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Metric, bar: usize) {
     let (store, rows) = (store(), rows());
     make(store.clone(), metric);
-    // As the two locks of a database: insertions share it, sweeps have it for themselves.
+    // As the two locks of a database: insertions share it, steps of sweeps have it for themselves.
     let updates = RwLock::new(());
     let (store, rows, updates) = (&store, &rows, &updates);
     let done = AtomicBool::new(false);
@@ -87,8 +92,13 @@ fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Met
             let mut index = open(store.clone()).unwrap();
             while !done.load(Ordering::Relaxed) {
                 index.remove_where(|key| key % 3 == 0).unwrap();
+                let mut sweep = index.begin_sweep(5).unwrap();
+                let mut more = true;
+                while more {
+                    let _alone = updates.write().unwrap();
+                    more = sweep.step(&mut index).unwrap();
+                }
                 let _alone = updates.write().unwrap();
-                index.sweep_beside_searches().unwrap();
                 if index.needs_entries() {
                     index.renew_entries().unwrap();
                 }
@@ -114,7 +124,7 @@ fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Met
     }
     assert!(found >= bar, "{found} of 500 found");
     index.remove_where(|_| true).unwrap();
-    index.sweep_beside_searches().unwrap();
+    sweep(&mut index);
     index.verify().unwrap();
     assert_eq!(index.counts(), (0, 0));
 }
@@ -157,7 +167,7 @@ fn missed<K: Topology>(mut index: Graph<Common, K>, rng: &mut Rng) -> usize {
         }
         if row % 100 == 99 {
             index.remove_where(|key| key % 100 < row % 13).unwrap();
-            index.sweep_beside_searches().unwrap();
+            sweep(&mut index);
             oracle.rows.retain(|key, _| key % 100 >= row % 13);
         }
         if row % 400 == 399 {
@@ -227,7 +237,7 @@ fn cursors_beside_changes() {
     assert_eq!(count, seen.len());
     other.remove_where(|key| key < 200).unwrap();
     assert!(index.next_hits(&mut cursor).is_ok());
-    other.sweep_beside_searches().unwrap();
+    sweep(&mut other);
     let refused = index.next_hits(&mut cursor);
     assert!(matches!(refused, Err(Error::Changed)));
 }

@@ -1,5 +1,5 @@
 //! CREATE INDEX: the rows of the heap are loaded into an index in memory, on threads of this backend, and its pages
-//! are copied. Rows that memory has no room for are inserted one by one.
+//! are copied. What memory has no room for is built in temporary files, in several goes if need be.
 
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -11,8 +11,8 @@ use pgrx::{PgMemoryContexts, PgRelation, pg_sys};
 
 use crate::column::{Column, MAX_DIM, elements, has_direction, with_elements};
 use crate::failure::{OrReport, refuse};
-use crate::insert::insert;
 use crate::method::Method;
+use crate::spill::{Rows, Temporary, check_limit};
 use crate::store::{self, PAGE};
 use crate::{handle, scan};
 
@@ -41,15 +41,12 @@ fn progress(parameter: u32, value: i64) {
 
 /// Rows on their way from the heap into an index.
 struct Load<M: Method, T> {
-    index: pg_sys::Relation,
     column: Column,
-    values: Vec<T>,
+    graph: Graph<MemStore, M::Topology>,
+    rows: Rows<T>,
     keys: Vec<u64>,
-    /// Rows for which there is memory.
+    /// Rows with which the index still fits `maintenance_work_mem`.
     room: usize,
-    /// The index, once it is in its relation.
-    written: Option<Box<handle::Handle<M>>>,
-    rows: u64,
     /// What a row's values are detoasted in.
     context: PgMemoryContexts,
 }
@@ -102,16 +99,14 @@ unsafe fn load<M: Method, T: Element>(
 ) -> [f64; 2] {
     // SAFETY: the caller's; `state` outlives the scan that uses it.
     unsafe {
-        // A vector as it comes and as it is stored, its key, and its node.
-        let row = 2 * column.dim * size_of::<T>() + 8 + 24 + M::bytes_a_row(&column, index);
+        let graph = M::create(MemStore::new(PAGE).or_report(), &column, index).or_report();
+        let room = room(&graph, column.dim * size_of::<T>());
         let mut state = Load::<M, T> {
-            index,
             column,
-            values: Vec::new(),
+            graph,
+            rows: Rows::Memory(Vec::new()),
             keys: Vec::new(),
-            room: (pg_sys::maintenance_work_mem as usize).saturating_mul(1024) / row,
-            written: None,
-            rows: 0,
+            room,
             context: PgMemoryContexts::new("a row of an ann index"),
         };
         progress(pg_sys::PROGRESS_CREATEIDX_SUBPHASE, LOADING);
@@ -133,11 +128,33 @@ unsafe fn load<M: Method, T: Element>(
             ),
             None => 0.0,
         });
-        if state.written.is_none() {
-            state.write_out();
-        }
-        [heap_rows, state.rows as f64]
+        let rows = state.keys.len() as f64;
+        state.build(index);
+        [heap_rows, rows]
     }
+}
+
+/// Threads of a build, and bytes that it may take.
+fn means() -> (usize, u64) {
+    // SAFETY: settings.
+    let (workers, kilobytes) =
+        unsafe { (pg_sys::max_parallel_maintenance_workers, pg_sys::maintenance_work_mem) };
+    (workers as usize + 1, kilobytes as u64 * 1024)
+}
+
+/// Rows of so many bytes that can be built into an index in memory.
+fn room<K: Topology>(graph: &Graph<MemStore, K>, row: usize) -> usize {
+    let (threads, memory) = means();
+    let fits = |rows: usize| {
+        let needs = graph.needs(rows, threads);
+        rows as u64 * (row as u64 + 8) + needs.pages + needs.memory <= memory
+    };
+    let (mut fewest, mut most) = (0, 1 << 30);
+    while fewest + 1 < most {
+        let rows = fewest + (most - fewest) / 2;
+        if fits(rows) { fewest = rows } else { most = rows }
+    }
+    fewest
 }
 
 /// Takes in a row of the heap.
@@ -169,47 +186,46 @@ impl<M: Method, T: Element> Load<M, T> {
         if self.column.metric == ann_core::Metric::Cosine && !has_direction(vector) {
             return;
         }
-        self.rows += 1;
-        if self.written.is_none() {
-            if self.keys.len() < self.room {
-                let room = self.values.try_reserve(vector.len());
-                if room.and_then(|()| self.keys.try_reserve(1)).is_err() {
-                    refuse(Code::ERRCODE_OUT_OF_MEMORY, "out of memory: the rows of an index");
-                }
-                self.values.extend_from_slice(vector);
-                self.keys.push(key);
-                return;
-            }
-            let count = self.keys.len();
+        if self.keys.len() == self.room {
             pgrx::notice!(
-                "{} index no longer fits maintenance_work_mem after {count} rows: the others are inserted one by one",
-                M::NAME
+                "{} index no longer fits maintenance_work_mem after {} rows: it is built in temporary files",
+                M::NAME,
+                self.room
             );
-            self.write_out();
+            self.rows.spill();
         }
-        let index = self.index;
-        let graph = self.written.get_or_insert_with(|| {
-            // SAFETY: the index is open and of the method, and its pages are there.
-            unsafe { handle::take::<M>(index) }
-        });
-        // SAFETY: the index is open, and nobody else has it.
-        unsafe { insert::<M, T>(index, graph, vector, key) };
+        if self.keys.try_reserve(1).is_err() {
+            refuse(Code::ERRCODE_OUT_OF_MEMORY, "out of memory: the rows of an index");
+        }
+        self.rows.push(vector);
+        self.keys.push(key);
     }
 
-    /// Builds an index of the rows in memory, and copies it into the relation.
-    fn write_out(&mut self) {
+    /// Builds an index of the rows, and copies it into the relation.
+    fn build(self, index: pg_sys::Relation) {
+        let Load { mut graph, rows, keys, column, .. } = self;
         progress(pg_sys::PROGRESS_CREATEIDX_SUBPHASE, BUILDING);
-        let (values, keys) = (std::mem::take(&mut self.values), std::mem::take(&mut self.keys));
-        let store = MemStore::new(PAGE).or_report();
-        // SAFETY: the index is open and of the method.
-        let mut graph = unsafe { M::create(store, &self.column, self.index) }.or_report();
+        let (threads, memory) = means();
+        let spilled = rows.spilled();
+        let pages = (spilled > 0).then(|| {
+            check_limit(spilled + graph.needs(keys.len(), threads).pages);
+            let temporary = Temporary::new();
+            graph.move_to_file(temporary.share()).or_report();
+            let memory = memory.saturating_sub(8 * keys.len() as u64);
+            let memory = memory.max(graph.least_memory(keys.len()));
+            graph.set_memory_limit(Some(memory)).or_report();
+            temporary
+        });
         if !keys.is_empty() {
-            fill(&mut graph, &values, &keys, self.column.dim);
+            rows.consume(|values| fill(&mut graph, values, &keys, column.dim));
         }
-        drop((values, keys));
         progress(pg_sys::PROGRESS_CREATEIDX_SUBPHASE, WRITING);
         // SAFETY: the index is being built: nobody else has it, and it has no pages.
-        unsafe { copy(graph.store(), self.index, pg_sys::ForkNumber::MAIN_FORKNUM) };
+        unsafe { copy(graph.store(), index, pg_sys::ForkNumber::MAIN_FORKNUM) };
+        drop(graph);
+        if let Some(pages) = pages {
+            pages.close();
+        }
     }
 }
 
@@ -223,8 +239,7 @@ fn fill<K: Topology, T: Element>(
     let Ok(matrix) = ArrayView2::from_shape((keys.len(), dim), values) else {
         refuse(Code::ERRCODE_INTERNAL_ERROR, "rows of an index have different dimensions");
     };
-    // SAFETY: a setting.
-    let threads = unsafe { pg_sys::max_parallel_maintenance_workers } as usize + 1;
+    let (threads, _) = means();
     let started = without_signals(|| Insertion::new(graph, matrix, Some(keys), false, threads));
     let mut insertion = started.or_report();
     progress(pg_sys::PROGRESS_CREATEIDX_TUPLES_TOTAL, keys.len() as i64);

@@ -1,5 +1,7 @@
 //! The core's errors as Postgres reports them.
 
+use std::io::ErrorKind;
+
 use ann_core::Error;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::{PgLogLevel, ereport};
@@ -28,6 +30,10 @@ pub fn report(error: &Error) -> ! {
         | Error::DoesNotFit { .. }
         | Error::ZeroVector { .. } => Code::ERRCODE_DATA_EXCEPTION,
         Error::Parameter { .. } => Code::ERRCODE_INVALID_PARAMETER_VALUE,
+        Error::Io { source, .. } => match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::ERRCODE_DISK_FULL,
+            _ => Code::ERRCODE_IO_ERROR,
+        },
         Error::Full { .. } => Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
         Error::OutOfMemory { .. } => Code::ERRCODE_OUT_OF_MEMORY,
         Error::NotAnIndex { .. } | Error::Corrupt { .. } | Error::Kind { .. } => {

@@ -15,6 +15,7 @@ mod insert;
 mod method;
 mod options;
 mod scan;
+mod spill;
 mod store;
 mod vacuum;
 
@@ -23,5 +24,12 @@ pgrx::pg_module_magic!();
 /// Called when the library is loaded.
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    // With RUST_BACKTRACE set, each ERROR would carry a backtrace, which takes hundreds of megabytes: not when memory has
+    // just run out.
+    const BACKTRACES: &str = "RUST_LIB_BACKTRACE";
+    if std::env::var_os(BACKTRACES).is_none() {
+        // SAFETY: the library is being loaded, by the only thread.
+        unsafe { std::env::set_var(BACKTRACES, "0") };
+    }
     options::register();
 }

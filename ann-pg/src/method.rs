@@ -29,12 +29,6 @@ pub trait Method: Sized + 'static {
         index: pg_sys::Relation,
     ) -> Result<Graph<S, Self::Topology>>;
 
-    /// Bytes that a build needs for a row beside its vector, about.
-    ///
-    /// # Safety
-    /// `index` is an open index of this method.
-    unsafe fn bytes_a_row(column: &Column, index: pg_sys::Relation) -> usize;
-
     /// Candidates that a search keeps.
     fn pool() -> usize;
 }
@@ -67,13 +61,6 @@ impl Method for AnnHnsw {
             .build_in(store)
     }
 
-    unsafe fn bytes_a_row(_: &Column, index: pg_sys::Relation) -> usize {
-        // SAFETY: the caller's.
-        let options: HnswOptions = unsafe { options::of(index) };
-        // Links as they are stored, and as they are found.
-        options.m as usize * (8 + 24)
-    }
-
     fn pool() -> usize {
         HNSW_EF_SEARCH.get() as usize
     }
@@ -102,19 +89,6 @@ impl Method for AnnDiskAnn {
             Ok(bits) => builder.code_bits(bits).build_in(store),
             Err(_) => builder.build_in(store),
         }
-    }
-
-    unsafe fn bytes_a_row(column: &Column, index: pg_sys::Relation) -> usize {
-        // SAFETY: the caller's.
-        let options: DiskAnnOptions = unsafe { options::of(index) };
-        let bits = match options.code_bits {
-            -1 if column.dim <= 64 => 4,
-            -1 if column.dim <= 160 => 2,
-            -1 => 1,
-            bits => bits as usize,
-        };
-        // Links as they are stored, and as they are found, and codes.
-        options.degree as usize * (4 + 12 + 4 + bits * column.dim / 8)
     }
 
     fn pool() -> usize {

@@ -19,6 +19,9 @@ const SHARE: usize = 20;
 /// Vectors between two pauses that vacuum's cost limits may ask for.
 const PAUSE: usize = 256;
 
+/// Nodes that a step of a sweep changes, about: those who insert wait for some tens of milliseconds.
+const STEP: usize = 64;
+
 fn pause() {
     // SAFETY: no page is locked.
     unsafe {
@@ -83,9 +86,15 @@ pub unsafe extern "C-unwind" fn amvacuumcleanup<M: Method>(
         if dead > 0 && dead * SHARE >= live + dead {
             let alone = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
             on_this_thread();
-            pg_sys::LockPage(index, UPDATE_LOCK, alone);
-            graph.sweep_beside_searches().or_report();
-            pg_sys::UnlockPage(index, UPDATE_LOCK, alone);
+            let mut sweep = graph.begin_sweep(STEP).or_report();
+            let mut more = true;
+            while more {
+                // Whoever inserts waits for a step, not for the sweep.
+                pg_sys::LockPage(index, UPDATE_LOCK, alone);
+                more = sweep.step(&mut graph).or_report();
+                pg_sys::UnlockPage(index, UPDATE_LOCK, alone);
+                pause();
+            }
         }
         describe::<M>(&mut *stats, &graph);
         handle::put::<M>(index, graph);

@@ -202,10 +202,11 @@ impl Engine {
         dtype: &str,
         measures: (Bound<'_, PyAny>, Bound<'_, PyAny>, f32),
         kept: Kept,
-        placement: Option<&str>,
+        limits: (Option<String>, Option<Bound<'_, PyAny>>),
         seed: &Bound<'_, PyAny>,
     ) -> Answer<Engine> {
         let ((degree, build_list_size, alpha), (code_bits, vectors)) = (measures, kept);
+        let (placement, memory_limit) = limits;
         let mut builder = DiskAnn::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
             .metric(metric.parse()?)
             .dtype(dtype.parse()?)
@@ -223,7 +224,34 @@ impl Engine {
         if let Some(placement) = placement {
             builder = builder.placement(placement.parse()?);
         }
+        if let Some(bytes) = memory_limit {
+            builder = builder.memory_limit(whole("memory_limit", &bytes, 1..=u64::MAX)? as u64);
+        }
         Ok(Engine::new(Held::DiskAnn(builder.build()?), true))
+    }
+
+    /// Bytes of pages and of memory beside them that adding so many vectors takes; only of a graph.
+    fn needs(
+        &self,
+        py: Python<'_>,
+        rows: &Bound<'_, PyAny>,
+        threads: &Bound<'_, PyAny>,
+    ) -> Answer<(u64, u64)> {
+        let rows = whole("rows", rows, 0..=1 << 30)?;
+        let threads = match input::threads(threads)? {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        py.detach(|| {
+            let needs = match self.shared.read().index()? {
+                Held::Hnsw(index) => index.needs(rows, threads),
+                Held::HnswFile(index) => index.needs(rows, threads),
+                Held::DiskAnn(index) => index.needs(rows, threads),
+                Held::DiskAnnFile(index) => index.needs(rows, threads),
+                _ => return Err(Failure::Closed),
+            };
+            Ok((needs.pages, needs.memory))
+        })
     }
 
     #[staticmethod]

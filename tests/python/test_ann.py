@@ -543,3 +543,21 @@ def test_stats(kind: type[ann.Index]) -> None:
         assert stats["bytes_by_part"]["links"] > 0
     else:
         assert (stats["kind"], stats["links"], stats["levels"]) == ("flat", 0, 0)
+
+
+def test_memory_limit() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(4000, 24)).astype("f4")
+    free = ann.DiskANN(24)
+    pages, memory = needs = free.needs(len(x), threads=1)
+    assert needs.pages > x.nbytes
+    assert needs.memory > 0
+    ids = free.add(x)
+    limited = ann.DiskANN(24, memory_limit=pages // 2 + memory)
+    assert (limited.add(x) == ids).all()
+    limited.verify()
+    assert abs(limited.stats()["bytes"] / free.stats()["bytes"] - 1) < 0.1
+    found, _ = limited.search(x[:50], k=1)
+    assert (found[:, 0] == ids[:50]).all()
+    with pytest.raises(ann.InputError, match="memory_limit = 1000 is not allowed: at least"):
+        ann.DiskANN(24, memory_limit=1000)

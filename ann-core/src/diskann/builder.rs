@@ -58,6 +58,7 @@ pub struct DiskAnnBuilder {
     build_list_size: usize,
     alpha: f32,
     code_bits: Option<u8>,
+    memory_limit: Option<u64>,
     seed: u64,
     isa: Option<Isa>,
 }
@@ -75,6 +76,7 @@ impl DiskAnnBuilder {
             build_list_size: 128,
             alpha: 1.0,
             code_bits: None,
+            memory_limit: None,
             seed: 0,
             isa: None,
         }
@@ -143,6 +145,14 @@ impl DiskAnnBuilder {
         self
     }
 
+    /// Bytes of memory that adding vectors keeps within, pages included and the caller's vectors not; none unless it is
+    /// set. See [`Graph::set_memory_limit`](crate::Graph::set_memory_limit); [`Graph::needs`](crate::Graph::needs) tells
+    /// beforehand what is needed.
+    pub fn memory_limit(mut self, bytes: u64) -> DiskAnnBuilder {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
     /// Seeds the order of insertion and the codes' rotation.
     pub fn seed(mut self, seed: u64) -> DiskAnnBuilder {
         self.seed = seed;
@@ -188,7 +198,7 @@ impl DiskAnnBuilder {
                 }
                 self.measures(meta);
             })?;
-            return DiskAnn::from_rows(rows);
+            return self.limited(DiskAnn::from_rows(rows)?);
         }
         let whole = (list + space.stride()).next_multiple_of(32);
         let (links, codes) = (4 * self.degree, self.codes(bits));
@@ -200,7 +210,13 @@ impl DiskAnnBuilder {
             self.measures(meta);
             meta.code_bits = bits;
         })?;
-        DiskAnn::from_rows(rows)
+        self.limited(DiskAnn::from_rows(rows)?)
+    }
+
+    /// Gives the index its memory limit, if that is enough to begin with.
+    fn limited<S: PageStore>(&self, mut index: DiskAnn<S>) -> Result<DiskAnn<S>> {
+        index.set_memory_limit(self.memory_limit)?;
+        Ok(index)
     }
 
     fn measures(&self, meta: &mut Meta) {

@@ -130,6 +130,17 @@ impl Level {
         }
     }
 
+    /// Bytes that a row takes until its list is made, at most: what leaves have found of it while they are joined, or
+    /// what it has chosen and who has chosen it.
+    pub(crate) const fn bytes_a_row(width: usize) -> usize {
+        let joining = 2 * size_of::<Mutex<Near>>() + size_of::<Places>();
+        let choosing = 2 * size_of::<Places>() + width * size_of::<(f32, u32)>();
+        let linking = 2 * width * size_of::<(f32, u32)>() + width * size_of::<u32>() + 16;
+        let most = if joining > choosing { joining } else { choosing };
+        // Its places and slot, beside these.
+        12 + if most > linking { most } else { linking }
+    }
+
     /// The share of the work that is done.
     pub(crate) fn share(&self) -> f64 {
         let joined = self.joined as f64 / self.leaves.len().max(1) as f64;

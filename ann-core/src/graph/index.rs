@@ -57,6 +57,8 @@ pub struct Shape {
 pub struct Graph<S: PageStore, K: Topology> {
     pub(crate) rows: Rows<S>,
     pub(crate) shape: Shape,
+    /// Bytes of memory that adding rows keeps within.
+    pub(super) memory_limit: Option<u64>,
     scratches: Mutex<Vec<Scratch>>,
     topology: PhantomData<K>,
 }
@@ -84,7 +86,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             return Err(Error::Kind { got: kind.to_string(), want: K::KIND.to_string() });
         }
         let shape = K::shape(&rows.meta)?;
-        Ok(Graph { rows, shape, scratches: Mutex::default(), topology: PhantomData })
+        let scratches = Mutex::default();
+        Ok(Graph { rows, shape, memory_limit: None, scratches, topology: PhantomData })
     }
 
     /// The store that the index lives in.

@@ -35,6 +35,7 @@ use super::apply::apply_merge;
 use super::compact::Coding;
 use super::fused::Encoder;
 use super::load::{LOAD_ROWS, Lists, Load};
+use super::needs::Portions;
 use super::plan::{Merge, Planned, Route, plan_merges, plan_node, plan_routes};
 use super::search::Scratch;
 use super::{Graph, Topology};
@@ -42,7 +43,7 @@ use super::{Graph, Topology};
 /// A batch is at most this part of the graph.
 const BATCH_SHARE: usize = 50;
 /// And at most this many rows.
-const MAX_BATCH: usize = 16_384;
+pub(super) const MAX_BATCH: usize = 16_384;
 /// Rows that one planning step searches for, at most, and their coordinates.
 const PLAN_ROWS: usize = 512;
 const PLAN_FLOATS: usize = 1 << 18;
@@ -59,6 +60,7 @@ pub struct Insertion<'a, T> {
     vectors: ArrayView2<'a, T>,
     keys: Vec<u64>,
     replace: bool,
+    portions: Portions,
     /// Rows in the order of insertion, and how many of them have been staged.
     order: Vec<u32>,
     next: usize,
@@ -107,12 +109,17 @@ impl Staged {
     }
 }
 
+/// Whether so many rows are loaded, all at once, or added in batches.
+pub(super) fn is_loaded(empty: bool, rows: usize, metric: Metric) -> bool {
+    empty && rows >= LOAD_ROWS && metric != Metric::InnerProduct
+}
+
 impl<'a, T: Element> Insertion<'a, T> {
     /// Checks rows that are to be added, or with `replace` to take the place of those that their keys have now.
     /// Nothing is changed yet. `threads` 0 means one for each core.
     ///
     /// # Errors
-    /// As [`crate::Index::add`] and [`crate::Index::update`].
+    /// As [`crate::Index::add`] and [`crate::Index::update`]; [`crate::Error::OutOfMemory`].
     pub fn new<S: PageStore, K: Topology>(
         index: &Graph<S, K>,
         vectors: ArrayView2<'a, T>,
@@ -121,6 +128,7 @@ impl<'a, T: Element> Insertion<'a, T> {
         threads: usize,
     ) -> Result<Insertion<'a, T>> {
         let pool = threads::pool(threads)?;
+        let portions = index.portions(vectors.nrows(), pool.current_num_threads())?;
         let keys = pool.install(|| index.rows.checked_keys(&vectors, keys, replace))?;
         let count = vectors.nrows();
         let mut order: Vec<u32> = (0..count as u32).collect();
@@ -147,19 +155,25 @@ impl<'a, T: Element> Insertion<'a, T> {
         let empty = index.rows.meta.entry.get() == NONE;
         let metric = index.rows.space.metric;
         let mut later = Vec::new();
-        let loads = empty && order.len() >= LOAD_ROWS && metric != Metric::InnerProduct;
-        let load = loads.then(|| {
+        // The order is as good as random: its first few are a sample of all.
+        let spare = order.split_off(portions.load.min(order.len()));
+        let load = is_loaded(empty, order.len(), metric).then(|| {
             pool.install(|| {
                 let points = Points::new(vectors, metric);
                 later = points.set_crowds_aside(&mut order);
                 Load::new(points, &order, seed)
             })
         });
+        match load {
+            Some(_) => later.extend(spare),
+            None => order.extend(spare),
+        }
         Ok(Insertion {
             pool,
             vectors,
             keys,
             replace,
+            portions,
             order,
             next: 0,
             repeats,
@@ -194,9 +208,8 @@ impl<'a, T: Element> Insertion<'a, T> {
 
     /// The share of the work that is done, as a number of rows.
     pub fn progress(&self) -> usize {
-        let total = self.keys.len();
         let ahead = match &self.load {
-            Some(load) => (load.share() * total as f64) as usize,
+            Some(load) => (load.share() * self.order.len() as f64) as usize,
             None => self.loaded,
         };
         self.done + ahead.saturating_sub(self.done) / 10 * 9
@@ -379,8 +392,11 @@ impl<'a, T: Element> Insertion<'a, T> {
     /// Takes slots for the next batch.
     fn begin_batch<S: PageStore, K: Topology>(&mut self, index: &mut Graph<S, K>) -> Result<()> {
         let rows = &mut index.rows;
+        if self.portions.leaves_memory {
+            rows.store.leave_memory()?;
+        }
         let present = rows.len() + rows.meta.tombstones.get() as usize;
-        let usual = (present / BATCH_SHARE).clamp(1, MAX_BATCH);
+        let usual = (present / BATCH_SHARE).clamp(1, self.portions.batch);
         let left = self.order.len() - self.next;
         if self.next == 0 && !index.rows.has_vectors() {
             let (vectors, order) = (&self.vectors, &self.order);
@@ -398,6 +414,8 @@ impl<'a, T: Element> Insertion<'a, T> {
             let taken = present + self.order.len() + self.later.len();
             let end = u64::from(rows.slots()).max(taken as u64);
             rows.reserve_slots(end)?;
+            // Pages may have taken what was there when this began.
+            self.portions.ask_for_memory()?;
         }
         let ids = rows.free_ids(size)?;
         let rows = &index.rows;

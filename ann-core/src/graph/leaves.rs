@@ -38,6 +38,19 @@ const CELL: f32 = 1e-3;
 /// Rows of a cell that stay in the set.
 const CROWD: usize = 16;
 
+/// Bytes that a row takes while a set is cut, and its leaves after that.
+pub(crate) const BYTES_A_ROW: usize = 4 + 4 * FANOUT + 2 * 4 * FANOUT;
+
+/// Bytes that a thread needs for the matrices of a leaf, about, and leaders do as well.
+pub(crate) fn bytes_a_thread(dim: usize) -> u64 {
+    let leaf = leaf_of(dim) as u64;
+    4 * leaf * (dim + BLOCK) as u64
+}
+
+fn leaf_of(dim: usize) -> usize {
+    (LEAF_FLOATS / dim.max(1)).clamp(BLOCK, LEAF)
+}
+
 /// Marks the one leaf in which a row is at home.
 const HOME: u32 = 1 << 31;
 
@@ -149,7 +162,7 @@ impl<'a, T: Element> Points<'a, T> {
 
     /// Members of a leaf, at most.
     fn leaf(&self) -> usize {
-        (LEAF_FLOATS / self.mean.len().max(1)).clamp(BLOCK, LEAF)
+        leaf_of(self.mean.len())
     }
 
     /// How many of the first of these leaves have their neighbours found in one step.

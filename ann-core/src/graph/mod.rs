@@ -12,6 +12,7 @@ mod insert;
 pub(crate) mod leaves;
 pub(crate) mod links;
 mod load;
+mod needs;
 #[doc(hidden)]
 pub mod plain;
 mod plan;
@@ -30,3 +31,5 @@ pub(crate) use fused::Fused;
 pub use index::{Graph, Topology};
 pub(crate) use index::{Shape, Shaped};
 pub use insert::Insertion;
+pub use needs::Needs;
+pub use repair::Sweep;

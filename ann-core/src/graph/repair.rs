@@ -8,6 +8,11 @@
 //! 5. No list names a tombstone now, so their slots can be used again.
 //!
 //! Each step is a series of small writes, and after each of those every living vector can be reached.
+//!
+//! Where others insert, they may do so between the steps of a [`Sweep`]: nothing is linked to tombstones while there is
+//! anything else, and a tombstone that got a child all the same stays for the next sweep. What is done by then is done.
+
+use std::ops::Range;
 
 use hashbrown::HashSet;
 use rayon::prelude::*;
@@ -25,13 +30,189 @@ use super::apply::Beside;
 use super::query::place;
 use super::{Graph, Topology};
 
-/// Lists that are computed before any of them is written.
-const BLOCK: u32 = 1 << 14;
+/// Nodes of a step where nobody waits for its end.
+const BLOCK: usize = 1 << 14;
 
-/// A list that was chosen anew, and where it belongs.
-struct Mended {
-    place: (usize, u32),
-    list: Vec<u32>,
+/// Nodes that a step looks through at most, for each that it may change.
+const PATIENCE: usize = 16;
+
+/// A sweep of an index under way: see [`Graph::begin_sweep`].
+pub struct Sweep {
+    stage: Stage,
+    /// How far the stage is.
+    at: usize,
+    /// Nodes that a step changes, about.
+    size: usize,
+    /// The tombstones that are to go.
+    dead: Vec<u32>,
+    dead_set: HashSet<u32>,
+    /// Nodes whose chains have dead twins.
+    owners: Vec<u32>,
+    /// Slots that may have been claimed for vectors that never came.
+    claimed: Vec<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Promote,
+    Unchain,
+    Enter,
+    Close,
+    Mend,
+    Empty,
+    Free,
+    Done,
+}
+
+/// What a look at a node's lists brings.
+enum Found {
+    /// A list that was chosen anew, and where it belongs.
+    Mended((usize, u32), Vec<u32>),
+    /// An edge of the tree to this tombstone.
+    Edge(u32),
+}
+
+impl Found {
+    fn edge(&self) -> Option<u32> {
+        match self {
+            Found::Edge(id) => Some(*id),
+            Found::Mended(..) => None,
+        }
+    }
+}
+
+impl Sweep {
+    /// The stage after this one.
+    fn advance(&mut self) {
+        self.at = 0;
+        self.stage = match self.stage {
+            Stage::Promote => Stage::Unchain,
+            Stage::Unchain => Stage::Enter,
+            Stage::Enter => Stage::Close,
+            Stage::Close => Stage::Mend,
+            Stage::Mend => Stage::Empty,
+            Stage::Empty => Stage::Free,
+            Stage::Free | Stage::Done => Stage::Done,
+        };
+    }
+
+    /// The next few of a list, and whether there are more after them.
+    fn next_of(&mut self, list: &[u32]) -> (Vec<u32>, bool) {
+        let end = list.len().min(self.at + self.size);
+        let next = list[self.at.min(end)..end].to_vec();
+        self.at = end;
+        (next, end < list.len())
+    }
+
+    /// One step, on the current thread pool. No insertion may be under way; between steps they may. False once there is
+    /// nothing more to do.
+    ///
+    /// # Errors
+    /// Those of the store; the index then holds the same vectors as before, and another sweep can begin.
+    pub fn step<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
+        if S::SHARED {
+            graph.rows.refresh()?;
+        }
+        let more = match self.stage {
+            Stage::Promote => self.promote(graph)?,
+            Stage::Unchain => self.unchain(graph)?,
+            Stage::Enter => {
+                graph.choose_entries()?;
+                graph.move_entry()?;
+                false
+            }
+            Stage::Close => self.close(graph)?,
+            Stage::Mend => self.mend(graph)?,
+            Stage::Empty => self.empty(graph)?,
+            Stage::Free => self.free(graph)?,
+            Stage::Done => false,
+        };
+        if !more {
+            self.advance();
+        }
+        Ok(self.stage != Stage::Done)
+    }
+
+    fn promote<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
+        let dead = std::mem::take(&mut self.dead);
+        let (next, more) = self.next_of(&dead);
+        self.dead = dead;
+        for id in next {
+            if graph.promote_twin(id)? {
+                self.owners.push(id);
+                self.dead_set.remove(&id);
+            }
+        }
+        if !more {
+            self.dead.retain(|id| self.dead_set.contains(id));
+            self.owners.sort_unstable();
+            self.owners.dedup();
+        }
+        Ok(more)
+    }
+
+    fn unchain<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
+        let owners = std::mem::take(&mut self.owners);
+        let (next, more) = self.next_of(&owners);
+        self.owners = owners;
+        for owner in next {
+            graph.unchain_dead(owner, &mut self.claimed)?;
+        }
+        Ok(more)
+    }
+
+    fn close<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
+        let dead = std::mem::take(&mut self.dead);
+        let (next, more) = self.next_of(&dead);
+        self.dead = dead;
+        let mut counts = tree::Counts::default();
+        for id in next {
+            graph.close_tree(id, &mut counts)?;
+        }
+        Ok(more)
+    }
+
+    fn mend<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
+        let (mut looked, mut changed) = (0, 0);
+        while self.at < graph.rows.slots() as usize {
+            if looked >= PATIENCE * self.size || changed >= self.size {
+                return Ok(true);
+            }
+            let end = (self.at + self.size).min(graph.rows.slots() as usize);
+            let range = self.at as u32..end as u32;
+            changed += graph.mend_lists(range, &self.dead_set)?;
+            looked += end - self.at;
+            self.at = end;
+        }
+        Ok(false)
+    }
+
+    fn empty<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
+        let dead = std::mem::take(&mut self.dead);
+        let (next, more) = self.next_of(&dead);
+        self.dead = dead;
+        for id in next {
+            graph.empty_lists(id)?;
+        }
+        if !more {
+            graph.rows.count_sweep()?;
+        }
+        Ok(more)
+    }
+
+    /// Frees slots, those that have come into use again excepted.
+    fn free<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
+        let all: Vec<u32> = self.dead.iter().chain(&self.claimed).copied().collect();
+        let (next, more) = self.next_of(&all);
+        for id in next {
+            let node = graph.rows.node(id)?;
+            let dead = node.is(State::Tombstone) && !graph.has_links(id)?;
+            if dead || node.is(State::Claimed) {
+                graph.rows.free(id)?;
+            }
+        }
+        Ok(more)
+    }
 }
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
@@ -46,106 +227,116 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         if self.rows.meta.tombstones.get() == 0 {
             return Ok(());
         }
-        self.promote_twins()?;
-        self.drop_dead_twins()?;
-        let (mut dead, mut claimed) = (Vec::new(), Vec::new());
-        for id in 0..self.rows.slots() {
-            let node = self.rows.node(id)?;
-            if node.is(State::Tombstone) {
-                dead.push(id);
-            } else if node.is(State::Claimed) {
-                claimed.push(id);
-            }
-        }
-        let dead_set: HashSet<u32> = dead.iter().copied().collect();
-        self.choose_entries()?;
-        self.move_entry()?;
-        let mut counts = tree::Counts::default();
-        for &id in &dead {
-            self.close_tree(id, &mut counts)?;
-        }
-        for first in (0..self.rows.slots()).step_by(BLOCK as usize) {
-            self.mend_lists(first, &dead_set)?;
-        }
-        for &id in &dead {
-            self.empty_lists(id)?;
-        }
-        self.rows.count_sweep()?;
-        for &id in dead.iter().chain(&claimed) {
-            self.rows.free(id)?;
-        }
+        let mut sweep = self.begin_sweep(BLOCK)?;
+        while sweep.step(self)? {}
         Ok(())
     }
 
-    /// Takes all links from a node that no list names, so that it names none either.
+    /// Begins a [`Graph::sweep`] by steps that change about `size` nodes each, beside searches of others, and between the
+    /// steps insertions of others. Removals have to wait until it ends.
+    ///
+    /// # Errors
+    /// Those of the store; [`crate::Error::Corrupt`].
+    pub fn begin_sweep(&mut self, size: usize) -> Result<Sweep> {
+        if S::SHARED {
+            self.rows.refresh()?;
+            self.rows.count_sweep()?;
+        }
+        let (mut dead, mut owners, mut claimed) = (Vec::new(), Vec::new(), Vec::new());
+        for id in 0..self.rows.slots() {
+            let node = self.rows.node(id)?;
+            match node.state() {
+                Some(State::Tombstone) => dead.push(id),
+                Some(State::DeadTwin) => owners.push(node.owner.get()),
+                Some(State::Claimed) => claimed.push(id),
+                _ => (),
+            }
+        }
+        let dead_set = dead.iter().copied().collect();
+        Ok(Sweep {
+            stage: Stage::Promote,
+            at: 0,
+            size: size.max(1),
+            dead,
+            dead_set,
+            owners,
+            claimed,
+        })
+    }
+
+    /// Whether anything stands in a node's list at the bottom level.
+    fn has_links(&self, id: u32) -> Result<bool> {
+        let mut list = Vec::new();
+        links::read(&self.rows, LINKS, id, &mut list)?;
+        Ok(!list.is_empty())
+    }
+
+    /// Takes all links from a node that no list names, so that it names none either. One that got a child keeps them.
     fn empty_lists(&mut self, id: u32) -> Result<()> {
+        let mut list = Vec::new();
+        links::read(&self.rows, LINKS, id, &mut list)?;
+        if list.iter().any(|&link| link & TREE != 0) {
+            return Ok(());
+        }
         for level in 0..=self.rows.node(id)?.level {
             self.put_list(place(&self.rows, id, level)?, &[])?;
         }
         Ok(())
     }
 
-    fn promote_twins(&mut self) -> Result<()> {
-        for id in 0..self.rows.slots() {
-            let mut node = self.rows.node(id)?;
-            if !node.is(State::Tombstone) {
-                continue;
-            }
-            let mut heir = None;
-            self.rows.each_visible(id, |twin, _| {
-                heir = Some(twin);
-                false
-            })?;
-            let Some(heir) = heir else { continue };
-            let mut twin = self.rows.node(heir)?;
-            node.key = twin.key;
-            node.set_state(State::Live);
-            twin.set_state(State::DeadTwin);
-            let mut change = Change::default();
-            let nodes = self.rows.array(NODES)?;
-            change.put_record(nodes, id, node.as_bytes())?;
-            change.put_record(nodes, heir, twin.as_bytes())?;
-            self.rows.commit_meta(change, |_| true)?;
-            self.rows.move_key(node.key.get(), id);
-        }
-        Ok(())
+    /// Gives a tombstone the key of a living twin, if it has one, which dies in its place.
+    fn promote_twin(&mut self, id: u32) -> Result<bool> {
+        let mut node = self.rows.node(id)?;
+        let mut heir = None;
+        self.rows.each_visible(id, |twin, _| {
+            heir = Some(twin);
+            false
+        })?;
+        let Some(heir) = heir.filter(|_| node.is(State::Tombstone)) else { return Ok(false) };
+        let mut twin = self.rows.node(heir)?;
+        node.key = twin.key;
+        node.set_state(State::Live);
+        twin.set_state(State::DeadTwin);
+        let mut change = Change::default();
+        let nodes = self.rows.array(NODES)?;
+        change.put_record(nodes, id, node.as_bytes())?;
+        change.put_record(nodes, heir, twin.as_bytes())?;
+        self.rows.commit_meta(change, |_| true)?;
+        self.rows.move_key(node.key.get(), id);
+        Ok(true)
     }
 
-    fn drop_dead_twins(&mut self) -> Result<()> {
-        let mut owners = HashSet::new();
-        for id in 0..self.rows.slots() {
-            let node = self.rows.node(id)?;
-            if node.is(State::DeadTwin) {
-                owners.insert(node.owner.get());
+    /// Takes dead twins from a node's chain. Their slots wait, as if claimed, until no search can be on its way to them.
+    fn unchain_dead(&mut self, owner: u32, claimed: &mut Vec<u32>) -> Result<()> {
+        let mut before = owner;
+        let mut steps = 0;
+        loop {
+            let mut node = self.rows.node(before)?;
+            let next = node.twin.get();
+            if next == NONE {
+                return Ok(());
             }
-        }
-        let mut owners: Vec<u32> = owners.into_iter().collect();
-        owners.sort_unstable();
-        for owner in owners {
-            let mut before = owner;
-            let mut steps = 0;
-            loop {
-                let mut node = self.rows.node(before)?;
-                let next = node.twin.get();
-                if next == NONE {
-                    break;
-                }
-                steps += 1;
-                if steps > self.rows.slots() {
-                    return Err(self.rows.corrupt_node(owner, "its chain goes round".into()));
-                }
-                let twin = self.rows.node(next)?;
-                if !twin.is(State::DeadTwin) {
-                    before = next;
-                    continue;
-                }
-                node.twin = twin.twin;
-                let mut change = Change::default();
-                change.put_record(self.rows.array(NODES)?, before, node.as_bytes())?;
-                self.rows.free_with(change, next)?;
+            steps += 1;
+            if steps > self.rows.slots() {
+                return Err(self.rows.corrupt_node(owner, "its chain goes round".into()));
             }
+            let mut twin = self.rows.node(next)?;
+            if !twin.is(State::DeadTwin) {
+                before = next;
+                continue;
+            }
+            node.twin = twin.twin;
+            twin.twin = NONE.into();
+            twin.set_state(State::Claimed);
+            let mut change = Change::default();
+            change.put_record(self.rows.array(NODES)?, before, node.as_bytes())?;
+            change.put_record(self.rows.array(NODES)?, next, twin.as_bytes())?;
+            self.rows.commit_meta(change, |meta| {
+                meta.tombstones = meta.tombstones.get().saturating_sub(1).into();
+                true
+            })?;
+            claimed.push(next);
         }
-        Ok(())
     }
 
     fn move_entry(&mut self) -> Result<()> {
@@ -221,36 +412,49 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
     }
 
-    /// Chooses anew all lists that name dead nodes, of a block of nodes.
-    fn mend_lists(&mut self, first: u32, dead: &HashSet<u32>) -> Result<()> {
-        let last = self.rows.slots().min(first.saturating_add(BLOCK));
-        let index = &*self;
-        let mended: Result<Vec<Vec<Mended>>> = (first..last)
+    /// Chooses anew all lists that name dead nodes, of a range of nodes. How many there were.
+    fn mend_lists(&mut self, range: Range<u32>, dead: &HashSet<u32>) -> Result<usize> {
+        let mut found = self.lists_to_mend(range.clone(), dead)?;
+        let edges: HashSet<u32> = found.iter().filter_map(Found::edge).collect();
+        if !edges.is_empty() {
+            // Something was inserted when there was nothing else to hang on to.
+            let mut counts = tree::Counts::default();
+            for id in edges {
+                self.close_tree(id, &mut counts)?;
+            }
+            found = self.lists_to_mend(range, dead)?;
+        }
+        let mut mended = 0;
+        for found in found {
+            if let Found::Mended(place, list) = found {
+                self.put_list(place, &list)?;
+                mended += 1;
+            }
+        }
+        Ok(mended)
+    }
+
+    fn lists_to_mend(&self, range: Range<u32>, dead: &HashSet<u32>) -> Result<Vec<Found>> {
+        let found: Result<Vec<Vec<Found>>> = range
             .into_par_iter()
             .map_init(
-                || (index.scratch(), Pruner::default()),
+                || (self.scratch(), Pruner::default()),
                 |(scratch, pruner), id| {
-                    let node = index.rows.node(id)?;
-                    let mut lists = Vec::new();
+                    let node = self.rows.node(id)?;
+                    let mut found = Vec::new();
                     if node.is(State::Live) {
                         for level in 0..=node.level {
-                            if let Some(list) = index.mend_list(id, level, dead, scratch, pruner)? {
-                                let place = place(&index.rows, id, level)?;
-                                lists.push(Mended { place, list });
-                            }
+                            found.extend(self.mend_list(id, level, dead, scratch, pruner)?);
                         }
                     }
-                    Ok(lists)
+                    Ok(found)
                 },
             )
             .collect();
-        for Mended { place, list } in mended?.into_iter().flatten() {
-            self.put_list(place, &list)?;
-        }
-        Ok(())
+        Ok(found?.into_iter().flatten().collect())
     }
 
-    /// The list of a node without dead names, if it has any.
+    /// The list of a node without dead names, if it has any; or an edge of the tree that leads to one.
     fn mend_list(
         &self,
         id: u32,
@@ -258,12 +462,17 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         dead: &HashSet<u32>,
         scratch: &mut Scratch,
         pruner: &mut Pruner,
-    ) -> Result<Option<Vec<u32>>> {
-        let (array, record) = place(&self.rows, id, level)?;
+    ) -> Result<Option<Found>> {
+        let place_of_list = place(&self.rows, id, level)?;
+        let (array, record) = place_of_list;
         let mut list = Vec::new();
         links::read(&self.rows, array, record, &mut list)?;
         if !list.iter().any(|&link| dead.contains(&target(link))) {
             return Ok(None);
+        }
+        let is_edge = |&&link: &&u32| link & TREE != 0 && dead.contains(&target(link));
+        if let Some(&edge) = list.iter().find(is_edge) {
+            return Ok(Some(Found::Edge(target(edge))));
         }
         let marked: HashSet<u32> =
             list.iter().filter(|&&link| link & TREE != 0).map(|&link| target(link)).collect();
@@ -306,6 +515,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             .collect();
         candidates.sort_unstable_by(Candidate::order);
         pruner.select(&self.rows, &mut candidates, self.width(level))?;
-        Ok(Some(candidates.iter().map(Candidate::link).collect()))
+        let list = candidates.iter().map(Candidate::link).collect();
+        Ok(Some(Found::Mended(place_of_list, list)))
     }
 }

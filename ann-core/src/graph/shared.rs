@@ -6,8 +6,8 @@
 //! of these look under their latches at what they have decided on, and are tried again if that has changed.
 //!
 //! Searches take no locks. A sweep counts itself before slots get free; a search that finds another number at its end
-//! than at its beginning has perhaps seen two vectors in one slot, and begins anew. Insertions and sweeps exclude one
-//! another, which is the caller's affair.
+//! than at its beginning has perhaps seen two vectors in one slot, and begins anew. Insertions and the steps of a sweep
+//! exclude one another, which is the caller's affair.
 
 use ndarray::{ArrayView1, Axis};
 
@@ -36,7 +36,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         self.rows.refresh()
     }
 
-    /// Adds one vector while others add theirs. `key` must not be in the index, which is not checked. No sweep may run.
+    /// Adds one vector while others add theirs. `key` must not be in the index, which is not checked. No
+    /// step of a sweep may run meanwhile.
     ///
     /// # Errors
     /// As [`Index::add`]. The vector is then not in the index, or some links to it are missing.
@@ -160,19 +161,6 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         Ok(removed)
     }
 
-    /// [`Graph::sweep`] beside searches of others, on the current thread and its pool. No insertion may be under way.
-    ///
-    /// # Errors
-    /// As [`Graph::sweep`].
-    pub fn sweep_beside_searches(&mut self) -> Result<()> {
-        self.rows.refresh()?;
-        if self.rows.meta.tombstones.get() == 0 {
-            return Ok(());
-        }
-        self.rows.count_sweep()?;
-        self.sweep_now()
-    }
-
     /// Vectors that searches return, and removed ones that wait for a sweep.
     pub fn counts(&self) -> (usize, usize) {
         (self.rows.len(), self.rows.meta.tombstones.get() as usize)
@@ -183,7 +171,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         self.entries_are_due()
     }
 
-    /// Chooses the nodes that searches start from anew: O(n). Only one caller at a time, and no sweep.
+    /// Chooses the nodes that searches start from anew: O(n). Only one caller at a time, and no
+    /// step of a sweep.
     ///
     /// # Errors
     /// Those of the store; [`Error::Corrupt`].

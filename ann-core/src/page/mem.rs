@@ -1,26 +1,15 @@
-//! The memory store: all pages in one zeroed mapping that grows, on huge pages where the system has them.
+//! The memory store: all pages in one mapping that grows.
 
-use std::ops::{Deref, DerefMut};
+use std::fs::File;
 use std::path::Path;
-
-use memmap2::{MmapMut, MmapOptions};
 
 use super::disk::Disk;
 use super::file;
 use super::journal::Redo;
 use super::layout::Layout;
-use super::{PageId, PageStore, Pages, Patches, check_page_size, mmap};
+use super::memory::Memory;
+use super::{PageId, PageStore, Pages, Patches, check_page_size};
 use crate::error::{Error, Result};
-
-/// The size of a huge page, as x86-64 and most others have it.
-const HUGE: usize = 2 << 20;
-
-/// The first mapping's size: small, since many indexes are.
-const FIRST: u64 = 64 << 10;
-
-/// Addresses taken for a store that outgrows it, so that it grows in place: copying a large store would keep searches
-/// waiting. What is not touched costs nothing.
-const ADDRESSES: u64 = 64 << 30;
 
 /// A page store in memory. Saving an index writes it to a file, which [`MemStore::load`] reads back.
 pub struct MemStore {
@@ -37,7 +26,22 @@ impl MemStore {
     pub fn new(page_size: usize) -> Result<MemStore> {
         check_page_size(page_size)?;
         let layout = Layout { page_size, pages: 0 };
-        Ok(MemStore { layout, memory: Memory::new(FIRST)?, patches: Patches::default() })
+        Ok(MemStore { layout, memory: Memory::new()?, patches: Patches::default() })
+    }
+
+    /// Moves the pages into a temporary file, from which they are mapped: the system may then write them out when memory
+    /// is short. The file's content means nothing to others; best it has no name. It grows with the store, so that a full
+    /// disk is an error of [`PageStore::grow`].
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the pages are then where they were.
+    pub fn move_to_file(&mut self, file: File) -> Result<()> {
+        self.memory.move_to_file(file, self.layout.len())
+    }
+
+    /// Whether the pages are in a temporary file.
+    pub fn is_in_file(&self) -> bool {
+        self.memory.is_in_file()
     }
 
     /// Reads a file into memory and checks every page of it.
@@ -92,6 +96,14 @@ impl PageStore for MemStore {
         Some(&self.memory[..self.layout.len()])
     }
 
+    fn leave_memory(&mut self) -> Result<()> {
+        if self.is_in_file() {
+            return Ok(());
+        }
+        let file = tempfile::tempfile();
+        self.move_to_file(file.map_err(Error::io("making", Path::new("a temporary file")))?)
+    }
+
     fn grow(&mut self, pages: u32) -> Result<()> {
         let used = self.layout.len();
         let grown = Layout { pages: pages.max(self.layout.pages), ..self.layout };
@@ -111,88 +123,5 @@ impl PageStore for MemStore {
     /// Does nothing: memory is as durable as it gets.
     fn flush(&mut self) -> Result<()> {
         Ok(())
-    }
-}
-
-/// Zeroed anonymous memory. What has not been touched costs nothing.
-struct Memory {
-    map: MmapMut,
-    /// Where the first huge page begins in it.
-    start: usize,
-    /// Bytes that the system has been asked for; the mapping may be larger.
-    promised: u64,
-}
-
-impl Memory {
-    /// At least `len` bytes. Asking for more than the machine has is an error here and not the end of the process at
-    /// the first touch.
-    fn new(len: u64) -> Result<Memory> {
-        let map = Memory::ask(len)?;
-        if len < HUGE as u64 {
-            return Ok(Memory { map, start: 0, promised: len });
-        }
-        let wide = |len: u64| {
-            let room = usize::try_from(len.saturating_add(HUGE as u64)).ok()?;
-            MmapOptions::new().len(room).no_reserve_swap().map_anon().ok()
-        };
-        let wide = wide(len.max(ADDRESSES)).or_else(|| wide(len));
-        let map = wide.ok_or(Error::OutOfMemory { what: "the page store", bytes: len })?;
-        // A hint: a system without huge pages refuses it and nothing is lost.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let start = map.as_ptr().align_offset(HUGE);
-        Ok(Memory { map, start, promised: len })
-    }
-
-    /// A mapping for which memory is reserved, which the system refuses if it has not that much.
-    fn ask(len: u64) -> Result<MmapMut> {
-        let map = usize::try_from(len).ok().and_then(|len| MmapMut::map_anon(len).ok());
-        map.ok_or(Error::OutOfMemory { what: "the page store", bytes: len })
-    }
-
-    /// Makes room for `len` bytes, of which the first `used` are kept.
-    fn grow(&mut self, used: usize, len: u64) -> Result<()> {
-        if len <= self.len() as u64 {
-            if len > self.promised {
-                Memory::ask(len)?;
-                self.promised = len;
-            }
-            return Ok(());
-        }
-        let have = self.promised;
-        let with_room = |room: u64| Memory::new(len.max(have + room).next_multiple_of(HUGE as u64));
-        let mut new = with_room(have).or_else(|_| with_room(have / 8)).or_else(|_| with_room(0))?;
-        // Piece by piece, each given back at once, so that memory is never needed twice. Moving the mapping itself
-        // would be cheaper, but it lands where no huge page begins on Linux before 6.7.
-        for at in (0..used).step_by(HUGE) {
-            let piece = at..used.min(at + HUGE);
-            // Pages that were never written have no memory yet and get none.
-            if !is_zero(&self[piece.clone()]) {
-                new[piece.clone()].copy_from_slice(&self[piece.clone()]);
-            }
-            mmap::release(&mut self.map, self.start + piece.start, piece.len());
-        }
-        *self = new;
-        Ok(())
-    }
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(4096).all(|chunk| chunk.iter().fold(0, |bits, byte| bits | byte) == 0)
-}
-
-impl Deref for Memory {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        &self.map[self.start..]
-    }
-}
-
-impl DerefMut for Memory {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.map[self.start..]
     }
 }

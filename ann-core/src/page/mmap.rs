@@ -14,6 +14,7 @@
 //! the lock on the file keeps away those that ask.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::iter;
 use std::ops::Range;
 use std::path::Path;
@@ -376,6 +377,16 @@ fn map_private(file: &DiskFile) -> Result<MmapMut> {
     // borrows the mapping, and which never cut the file before the end of its pages.
     let map = unsafe { MmapOptions::new().no_reserve_swap().map_copy(file.as_file()) };
     map.map_err(Error::io("mapping", file.path()))
+}
+
+/// A mapping of a temporary file of ours, whose changes go to the file when the system likes. It may be longer than the
+/// file, and whoever has it stays within the file.
+pub(super) fn map_temporary(file: &File, len: u64) -> Result<MmapMut> {
+    let what = "the mapping of a temporary file";
+    let bytes = usize::try_from(len).map_err(|_| Error::OutOfMemory { what, bytes: len })?;
+    // SAFETY: the file is ours alone and only ever grows; any bytes are valid `u8`s.
+    let map = unsafe { MmapOptions::new().len(bytes).map_mut(file) };
+    map.map_err(|_| Error::OutOfMemory { what, bytes: len })
 }
 
 /// Gives memory back to the system: the bytes are as the mapped file has them afterwards, or zero if there is none.

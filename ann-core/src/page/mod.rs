@@ -15,6 +15,7 @@ mod file;
 mod journal;
 mod layout;
 mod mem;
+mod memory;
 mod mmap;
 mod testdisk;
 #[doc(hidden)]
@@ -74,6 +75,15 @@ pub trait PageStore: Send + Sync {
     /// All pages as one slice, headers included, where they lie in memory one after the other and nobody else
     /// can change them during a borrow: page `p` starts at `p * page_size`. `None` elsewhere.
     fn contiguous(&self) -> Option<&[u8]>;
+
+    /// Moves what is in memory to where the system can write it out when memory is short: a temporary file. Does nothing
+    /// where that is so already.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the pages are then where they were.
+    fn leave_memory(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// Makes the store at least `pages` pages large. New pages' bodies are all zero.
     ///

@@ -36,9 +36,10 @@ class Engine:
         dtype: str,
         measures: tuple[SupportsIndex, SupportsIndex, float],
         kept: tuple[int | None, str | None],
-        placement: str | None,
+        limits: tuple[str | None, SupportsIndex | None],
         seed: SupportsIndex,
     ) -> Engine: ...
+    def needs(self, rows: SupportsIndex, threads: SupportsIndex) -> tuple[int, int]: ...
     @staticmethod
     def ivfpq(
         dim: SupportsIndex,

@@ -457,6 +457,15 @@ class HNSW(Index):
         return vectors
 
 
+class Needs(NamedTuple):
+    """Bytes that adding vectors takes: see `DiskANN.needs`."""
+
+    pages: int
+    """Of the index's own pages, which stay."""
+    memory: int
+    """Beside these and the vectors that are given, about, until they are in."""
+
+
 class DiskANN(Index):
     """An approximate index: one graph whose links carry codes of the vectors they lead to.
 
@@ -480,6 +489,9 @@ class DiskANN(Index):
             compact: distances are then estimates, even a little below zero, and `get` has nothing
             to give. Codes are relative to the mean of the vectors of the first `add`, if those are
             32 or more.
+        memory_limit: bytes that `add` keeps within, the index included and x not; None for no
+            limit. If more would be needed (`needs` tells), the index moves to a temporary file,
+            and only as many vectors as fit are loaded at one go, which takes longer. Not saved.
         seed: of the order of insertion and of the codes, from 0 to 2**64 - 1.
 
     Raises:
@@ -508,11 +520,22 @@ class DiskANN(Index):
         code: Code | None = "auto",
         placement: Placement | None = None,
         vectors: Vectors | None = "auto",
+        memory_limit: SupportsIndex | None = None,
         seed: SupportsIndex = 0,
     ) -> None:
         measures = (degree, build_list_size, float(alpha))
         kept = (_bits(code), vectors)
-        self._engine = Engine.diskann(dim, metric, dtype, measures, kept, placement, seed)
+        limits = (placement, memory_limit)
+        self._engine = Engine.diskann(dim, metric, dtype, measures, kept, limits, seed)
+
+    def needs(self, rows: SupportsIndex, *, threads: SupportsIndex = 0) -> Needs:
+        """What adding so many vectors at one go would take; nothing is computed or changed.
+
+        Args:
+            rows: how many.
+            threads: as for `add`.
+        """
+        return Needs(*self._engine.needs(rows, threads))
 
     @property
     def degree(self) -> int:

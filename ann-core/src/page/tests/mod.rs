@@ -73,6 +73,34 @@ fn the_memory_store_conforms() {
 }
 
 #[test]
+fn the_memory_store_conforms_in_a_file() {
+    for page_size in [MIN_PAGE_SIZE, 8192, MAX_PAGE_SIZE] {
+        conformance::suite(|| {
+            let mut store = filled(MemStore::new(page_size).unwrap(), 3, 1);
+            let before = state(&store);
+            store.move_to_file(tempfile::tempfile().unwrap()).unwrap();
+            assert!(store.is_in_file() && state(&store) == before);
+            store
+        });
+    }
+}
+
+/// What a temporary file has no room for is an error, and changes nothing.
+#[test]
+fn a_temporary_file_that_cannot_be_written() {
+    let folder = folder();
+    fs::write(folder.path().join("a"), b"").unwrap();
+    let mut store = filled(MemStore::new(8192).unwrap(), 3, 1);
+    let before = state(&store);
+    let unwritable = fs::File::open(folder.path().join("a")).unwrap();
+    assert!(matches!(store.move_to_file(unwritable), Err(Error::Io { .. })));
+    assert!(!store.is_in_file() && state(&store) == before);
+    store.leave_memory().unwrap();
+    store.grow(300).unwrap();
+    assert!(store.is_in_file() && state(&store)[..3] == before);
+}
+
+#[test]
 fn the_mmap_store_conforms() {
     let folder = folder();
     let path = folder.path().join("a");
