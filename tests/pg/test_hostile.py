@@ -282,7 +282,8 @@ def test_functions_take_indexes_of_ours_only(db: Db, server: Any, method: str) -
     fill(db, "part", clustered(100, DIM, 10))
     with server.connect() as other:
         other.execute("SET search_path = public")
-        other.execute(f"CREATE TEMP TABLE theirs (v vector({DIM}))")
+        other.execute(f"CREATE TEMP TABLE theirs (id int, v vector({DIM}))")
+        fill(other, "theirs", clustered(300, DIM, 12))
         other.execute(f"CREATE INDEX temporary ON theirs USING {method} (v vector_l2_ops)")
         temporary = value(other, "SELECT 'temporary'::regclass::oid")
         for function in ("index_stats", "verify_index", "prewarm", "index_recall"):
