@@ -75,11 +75,20 @@ def ended(server: Server, db: Db, how: str, after: float) -> Iterator[None]:
         assert now - then[0][0] < 10
 
 
+def status(db: Db) -> dict[str, str]:
+    """What the system says of a backend."""
+    lines = Path(f"/proc/{db.info.backend_pid}/status").read_text().splitlines()
+    return dict(line.split(":", 1) for line in lines)
+
+
 def left_behind(server: Server, db: Db) -> dict[str, Any]:
     """What a statement may leave: threads, memory, temporary files, locks of pages."""
-    pid = db.info.backend_pid
-    status = Path(f"/proc/{pid}/status").read_text()
-    fields = dict(line.split(":", 1) for line in status.splitlines())
+    fields = status(db)
+    # Threads of a build that has ended are on their way out.
+    end = time.monotonic() + 5
+    while int(fields["Threads"]) > 1 and time.monotonic() < end:
+        time.sleep(0.02)
+        fields = status(db)
     temporary = server.data / "base" / "pgsql_tmp"
     return {
         "threads": int(fields["Threads"]),
@@ -268,8 +277,7 @@ def test_memory_that_is_not_there(big: Db, server: Server, method: str, megabyte
         db.execute("LOAD 'ann'")
         db.execute("SET maintenance_work_mem = '1GB'")
         pid = db.info.backend_pid
-        status = Path(f"/proc/{pid}/status").read_text()
-        has = int(dict(line.split(":", 1) for line in status.splitlines())["VmSize"].split()[0])
+        has = int(status(db)["VmSize"].split()[0])
         limit(pid, str((has + megabytes * 1024) * 1024))
         with pytest.raises(psycopg.errors.OutOfMemory):
             db.execute(f"CREATE INDEX m ON source USING {method} (v vector_l2_ops)")
