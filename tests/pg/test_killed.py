@@ -65,7 +65,8 @@ def test_killed_at_any_moment(installation: Installation) -> None:
             for method in METHODS:
                 make(db, method)
             db.execute(f"CREATE UNLOGGED TABLE u (id int, v vector({DIM}))")
-            db.execute("CREATE INDEX ui ON u USING ann_hnsw (v vector_l2_ops)")
+            for method in METHODS:
+                db.execute(f"CREATE INDEX {method}_u ON u USING {method} (v vector_l2_ops)")
             fill(db, "u", clustered(100, DIM, 6))
         for number in range(ROUNDS):
             kill_under_load(server, number, rng.uniform(0.2, 0.9))
@@ -75,7 +76,8 @@ def test_killed_at_any_moment(installation: Installation) -> None:
                     queries = clustered(20, DIM, number)
                     assert recall(db, f"{method}_t", "<->", queries) >= 0.9
                 # Unlogged tables are empty after a crash.
-                db.execute("SELECT ann.verify_index('ui', true)")
+                for method in METHODS:
+                    db.execute(f"SELECT ann.verify_index('{method}_u', true)")
                 assert db.execute("SELECT count(*) FROM u").fetchone() == (0,)
                 fill(db, "u", clustered(100, DIM, number))
         assert "PANIC" not in server.log()

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
-from conftest import METHODS, OPERATORS, clustered, fill, nearest, recall, text
-
-DIM = 24
-
-Db = psycopg.Connection[Any]
-
-
-@pytest.fixture(params=METHODS)
-def method(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-def table(db: Db, rows: np.ndarray, kind: str = "vector", name: str = "t") -> None:
-    db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v {kind}({rows.shape[1]}))")
-    fill(db, name, rows)
-    db.execute(f"ANALYZE {name}")
-
-
-def index(db: Db, method: str, kind: str = "vector", metric: str = "l2", more: str = "") -> None:
-    db.execute(f"CREATE INDEX i ON t USING {method} (v {kind}_{metric}_ops) {more}")
+from conftest import DIM, OPERATORS, Db, clustered, fill, index, nearest, recall, table, text
 
 
 @pytest.mark.parametrize("metric", OPERATORS)
@@ -256,52 +234,6 @@ def test_size_stays_when_rows_are_replaced(db: Db, method: str) -> None:
     assert size() <= 1.1 * before
 
 
-def test_options_and_settings_are_checked(db: Db, method: str) -> None:
-    table(db, clustered(300, DIM, 23))
-    wrong = {
-        "ann_hnsw": ["m = 1", "m = 1000", "ef_construction = 0", "degree = 32"],
-        "ann_diskann": ["degree = 31", "degree = 48", "code_bits = 3", "m = 16"],
-    }
-    for option in wrong[method]:
-        with pytest.raises(psycopg.errors.InvalidParameterValue):
-            index(db, method, more=f"WITH ({option})")
-    right = {"ann_hnsw": "m = 8, ef_construction = 40", "ann_diskann": "degree = 64, code_bits = 4"}
-    index(db, method, more=f"WITH ({right[method]})")
-    db.execute("SELECT ann.verify_index('i', true)")
-    db.execute("DROP INDEX i")
-    for setting in ("ann.hnsw_ef_search = 0", "ann.iterative_scan = maybe", "ann.nothing = 1"):
-        with pytest.raises(psycopg.errors.Error):
-            db.execute(f"SET {setting}")
-
-
-def test_bad_input(db: Db, method: str) -> None:
-    table(db, clustered(300, DIM, 24))
-    index(db, method)
-    db.execute("SET enable_seqscan = off")
-    with pytest.raises(psycopg.errors.DataException):
-        db.execute("SELECT id FROM t ORDER BY v <-> '[1,2]' LIMIT 1")
-    for value in ("[NaN" + ",0" * (DIM - 1) + "]", "[1,2]"):
-        with pytest.raises(psycopg.errors.DataException):
-            db.execute("INSERT INTO t VALUES (-1, %s)", (value,))
-    db.execute("CREATE TABLE anything (v vector)")
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="dimensions"):
-        db.execute(f"CREATE INDEX ON anything USING {method} (v vector_l2_ops)")
-    with pytest.raises(psycopg.errors.FeatureNotSupported):
-        db.execute(f"CREATE INDEX ON t USING {method} (v vector_l2_ops, id)")
-    for function in ("index_stats", "verify_index", "prewarm", "index_recall"):
-        for name in ("t_pkey", "pg_class_oid_index"):
-            with pytest.raises(psycopg.errors.WrongObjectType):
-                db.execute(f"SELECT ann.{function}('{name}')")
-    db.execute("DROP ROLE IF EXISTS guest")
-    db.execute("CREATE ROLE guest")
-    db.execute("GRANT USAGE ON SCHEMA test TO guest")
-    db.execute("SET ROLE guest")
-    for function in ("index_stats", "verify_index", "prewarm"):
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            db.execute(f"SELECT ann.{function}('i')")
-    db.execute("RESET ROLE")
-
-
 def test_the_planner_knows_when_not_to(db: Db, method: str) -> None:
     table(db, clustered(5000, DIM, 25))
     index(db, method)
@@ -319,80 +251,6 @@ def test_the_planner_knows_when_not_to(db: Db, method: str) -> None:
     db.execute(f"CREATE INDEX ON tiny USING {method} (v vector_l2_ops)")
     db.execute("ANALYZE tiny")
     assert "Seq Scan" in plan(3, "tiny")
-
-
-@pytest.mark.parametrize("how", ["timeout", "cancel"])
-def test_builds_are_cancelled(db: Db, server: Any, method: str, how: str) -> None:
-    table(db, clustered(20_000, 64, 28))
-    if how == "timeout":
-        db.execute("SET statement_timeout = 300")
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            index(
-                db,
-                method,
-                more="WITH (%s = 1000)"
-                % ("ef_construction" if method == "ann_hnsw" else "build_list_size"),
-            )
-        db.execute("RESET statement_timeout")
-    else:
-        pid = db.info.backend_pid
-
-        def cancel() -> None:
-            with server.connect() as other:
-                other.execute("SELECT pg_cancel_backend(%s)", (pid,))
-
-        timer = threading.Timer(0.5, cancel)
-        timer.start()
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            index(
-                db,
-                method,
-                more="WITH (%s = 1000)"
-                % ("ef_construction" if method == "ann_hnsw" else "build_list_size"),
-            )
-        timer.join()
-    assert db.execute("SELECT count(*) FROM t").fetchone() == (20_000,)
-    db.execute("DELETE FROM t WHERE id >= 2000")
-    index(db, method)
-    db.execute("SELECT ann.verify_index('i', true)")
-
-
-def test_changes_are_cancelled(db: Db, method: str) -> None:
-    table(db, clustered(3000, DIM, 31))
-    index(db, method)
-    db.execute("CREATE TABLE more AS SELECT id, v FROM t")
-    for _ in range(3):
-        db.execute("SET statement_timeout = 100")
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            db.execute(
-                "INSERT INTO t SELECT 10 * id + 10000 + x, v FROM more, generate_series(1, 9) x"
-            )
-        db.execute("RESET statement_timeout")
-        db.execute("SELECT ann.verify_index('i', true)")
-    db.execute("DELETE FROM t WHERE id % 2 = 0")
-    for timeout in (3, 10, 30, 100):
-        db.execute(f"SET statement_timeout = {timeout}")
-        with contextlib.suppress(psycopg.errors.QueryCanceled):
-            db.execute("VACUUM t")
-        db.execute("RESET statement_timeout")
-        db.execute("SELECT ann.verify_index('i', true)")
-    db.execute("VACUUM t")
-    db.execute("SELECT ann.verify_index('i', true)")
-    assert recall(db, "t", "<->", clustered(10, DIM, 32)) >= 0.95
-
-
-def test_dump_and_restore(db: Db, server: Any, method: str) -> None:
-    table(db, clustered(300, DIM, 29))
-    index(db, method, metric="cosine")
-    dump = server.installation.run(
-        "pg_dump", "-h", server.sockets, "-U", "postgres", "-n", "test", "postgres"
-    )
-    assert f"USING {method} (v public.vector_cosine_ops)" in dump
-    db.execute("DROP SCHEMA test CASCADE")
-    server.installation.run(
-        "psql", "-h", server.sockets, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-q", input=dump
-    )
-    db.execute("SELECT ann.verify_index('test.i', true)")
 
 
 def test_the_store_conforms(db: Db, method: str) -> None:
