@@ -29,6 +29,8 @@ pub fn report(error: &Error) -> ! {
         | Error::TooLong { .. }
         | Error::DoesNotFit { .. }
         | Error::ZeroVector { .. } => Code::ERRCODE_DATA_EXCEPTION,
+        // Their number is never a user's: the system has no room for another stack.
+        Error::Parameter { name: "threads", .. } => Code::ERRCODE_OUT_OF_MEMORY,
         Error::Parameter { .. } => Code::ERRCODE_INVALID_PARAMETER_VALUE,
         Error::Io { source, .. } => match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::ERRCODE_DISK_FULL,

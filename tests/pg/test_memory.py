@@ -1,9 +1,7 @@
-"""Builds with less memory than they would like, and with none."""
+"""Builds with less memory than they would like."""
 
 from __future__ import annotations
 
-import resource
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import psycopg
 import pytest
 from conftest import METHODS, clustered, fill, recall
 
-from embedded import Server, unprivileged
+from embedded import Server
 
 ROWS = 6000
 DIM = 64
@@ -19,12 +17,6 @@ DIM = 64
 
 def temporary_files(server: Server) -> list[Path]:
     return [file for file in server.data.glob("base/pgsql_tmp/*") if file.is_file()]
-
-
-def limit(pid: int, size: str) -> None:
-    """Limits the addresses of a process of the server's, which only its own user may do."""
-    command = ["prlimit", "--pid", str(pid), f"--as={size}:"]
-    subprocess.run(command, user=unprivileged(), check=True)
 
 
 def notices(db: psycopg.Connection[Any]) -> list[str]:
@@ -67,32 +59,3 @@ def test_temporary_files_are_limited(server: Server, db: psycopg.Connection[Any]
         assert not temporary_files(server)
     db.execute("RESET temp_file_limit")
     db.execute("CREATE INDEX ON t USING ann_diskann (v vector_l2_ops)")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_build_without_memory(server: Server, db: psycopg.Connection[Any], method: str) -> None:
-    """Running out is an ERROR of the statement: the backend goes on, and so do the others."""
-    db.execute(f"CREATE TABLE t (id bigint, v vector({DIM}))")
-    fill(db, "t", clustered(3 * ROWS, DIM, 1))
-    db.execute("SET maintenance_work_mem = '1GB'")
-    pid = db.info.backend_pid
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
-    used = pages * resource.getpagesize()
-    try:
-        refused = 0
-        # What the rows, the links and the pages of the index take is met one after the other.
-        for more in (2, 6, 12, 20, 40):
-            limit(pid, str(used + (more << 20)))
-            try:
-                db.execute(f"CREATE INDEX i ON t USING {method} (v vector_l2_ops)")
-            except (psycopg.errors.OutOfMemory, psycopg.errors.InvalidParameterValue):
-                # The latter says that a thread cannot be started.
-                refused += 1
-            else:
-                db.execute("DROP INDEX i")
-        assert refused >= 3, refused
-    finally:
-        limit(pid, "unlimited")
-    db.execute(f"CREATE INDEX i ON t USING {method} (v vector_l2_ops)")
-    db.execute("SELECT ann.verify_index('i', true)")
-    assert db.info.backend_pid == pid
