@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import report
-from curves import qps_at, recall, true_distances
+from curves import qps_at
 from datasets import DatasetError
 from datasets.load import demo_dataset, load, subset
 from datasets.store import Dataset
 from embedded import Installation, Server
 from pgbench import Clients
+from pgextra import grown, grown_table, sizes, sizes_table, widened
+from pgsearch import EF, INDEXES, OPERATORS, Db, build, fill, register, size, sweep
 
 RESULTS = Path(__file__).parent / "results"
-EF = (20, 40, 80, 160, 320, 640)
-# The access method, its options, and the setting that a search's effort is set by.
-INDEXES = {
-    "ann-diskann": ("ann_diskann", "", "ann.diskann_list_size"),
-    "ann-hnsw": ("ann_hnsw", "m = 16, ef_construction = 200", "ann.hnsw_ef_search"),
-    "pgvector-64": ("hnsw", "m = 16, ef_construction = 64", "hnsw.ef_search"),
-    "pgvector-200": ("hnsw", "m = 16, ef_construction = 200", "hnsw.ef_search"),
-}
-OPERATORS = {"angular": ("<=>", "vector_cosine_ops"), "euclidean": ("<->", "vector_l2_ops")}
 POOL = 5000
 # Commits do not wait for the disk: that would hide what indexes cost.
 SETTINGS = {
@@ -42,40 +32,6 @@ SETTINGS = {
     "checkpoint_timeout": "1h",
     "synchronous_commit": "off",
 }
-Db = psycopg.Connection[Any]
-
-
-class Binary:
-    """A vector in pgvector's binary form."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        head = np.array([len(values), 0], ">i2").tobytes()
-        self.bytes = head + values.astype(">f4").tobytes()
-
-
-class BinaryDumper(psycopg.adapt.Dumper):
-    format = psycopg.pq.Format.BINARY
-
-    def dump(self, obj: Binary) -> bytes:
-        return obj.bytes
-
-
-def register(db: Db) -> None:
-    """Teaches a connection the type `vector`, in binary."""
-    info = psycopg.types.TypeInfo.fetch(db, "vector")
-    assert info is not None
-    info.register(db)
-    dumper = type("VectorDumper", (BinaryDumper,), {"oid": info.oid})
-    db.adapters.register_dumper(Binary, dumper)
-
-
-def fill(db: Db, table: str, rows: np.ndarray, first: int = 0) -> None:
-    db.execute(f"CREATE TABLE {table} (id int, v vector({rows.shape[1]}))")
-    with db.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN (FORMAT BINARY)") as copy:
-        copy.set_types(["int4", "vector"])
-        for number, row in enumerate(rows, first):
-            copy.write_row((number, Binary(row)))
-    db.execute(f"VACUUM ANALYZE {table}")
 
 
 def load_tables(db: Db, dataset: Dataset, queries: np.ndarray) -> None:
@@ -90,87 +46,22 @@ def load_tables(db: Db, dataset: Dataset, queries: np.ndarray) -> None:
         db.execute(f"ALTER TABLE {table} ADD PRIMARY KEY (id)")
 
 
-def search(db: Db, sql: str, queries: list[Binary]) -> tuple[np.ndarray, float]:
-    """What each query finds, and the client's seconds for all of them."""
-    found = np.full((len(queries), 10), -1)
-    start = time.perf_counter()
-    for row, query in zip(found, queries):
-        ids = [id for (id,) in db.execute(sql, (query,), prepare=True, binary=True)]
-        row[: len(ids)] = ids
-    return found, time.perf_counter() - start
-
-
-def empty_seconds(db: Db, queries: list[Binary]) -> float:
-    """Seconds of a round trip that searches nothing: the same parameter, and ten rows come back."""
-    sql = "SELECT generate_series(1, 10) WHERE %s IS NOT NULL"
-    return min(search(db, sql, queries)[1] for _ in range(4)) / len(queries)
-
-
-def buffers(db: Db, sql: str, queries: list[Binary]) -> float:
-    """Pages that a query looks at, of index and table."""
-    count = 0
-    for query in queries:
-        row = db.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", (query,)).fetchone()
-        assert row is not None
-        plan = row[0][0]["Plan"]
-        assert "Index Scan" in str(plan), plan
-        count += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-    return count / len(queries)
-
-
-def build(db: Db, name: str, opclass: str, memory: str) -> float:
-    """Makes the index `i`; gives the seconds."""
-    method, options, _ = INDEXES[name]
-    more = f"WITH ({options})" if options else ""
-    db.execute("DROP INDEX IF EXISTS i")
-    db.execute("CHECKPOINT")
-    db.execute(f"SET maintenance_work_mem = '{memory}'")
-    start = time.perf_counter()
-    db.execute(f"CREATE INDEX i ON items USING {method} (v {opclass}) {more}")
-    return time.perf_counter() - start
-
-
 def measure(
     server: Server, db: Db, dataset: Dataset, queries: np.ndarray, name: str, options: Any
 ) -> dict[str, Any]:
     """Everything about one index."""
-    operator, opclass = OPERATORS[dataset.metric]
-    setting = INDEXES[name][2]
-    index: dict[str, Any] = {"name": name, "open_s": None, "searches": [], "builds": {}}
+    index: dict[str, Any] = {"name": name, "open_s": None, "builds": {}}
     for memory in options.memory.split(","):
-        index["builds"][memory] = build(db, name, opclass, memory)
-    row = db.execute("SELECT pg_relation_size('i')").fetchone()
-    assert row is not None
-    index["bytes"] = row[0]
-    parameters = [Binary(query) for query in queries]
-    sql = f"SELECT id FROM items ORDER BY v {operator} %s LIMIT 10"
-    truth = dataset.neighbors[: len(queries), :10]
-    exact = true_distances(dataset.metric, dataset.train, queries, truth)
-    empty = empty_seconds(db, parameters)
-    db.execute("SET enable_seqscan = off")
-    for ef in EF:
-        db.execute(f"SET {setting} = {ef}")
-        # The first pass warms up; the better of two counts.
-        search(db, sql, parameters[: len(parameters) // 3])
-        passes = [search(db, sql, parameters) for _ in range(2)]
-        found, seconds = passes[0][0], min(seconds for _, seconds in passes) / len(queries)
-        distances = true_distances(dataset.metric, dataset.train, queries, found)
-        index["searches"].append(
-            {
-                "setting": {setting.rpartition(".")[2]: ef},
-                "recall": recall(distances, exact),
-                "qps": 1 / max(seconds - empty, 1e-9),
-                "client_qps": 1 / seconds,
-                "buffers": buffers(db, sql, parameters[:20]),
-            }
-        )
-    index["empty_s"] = empty
+        index["builds"][memory] = build(db, name, dataset.metric, memory)
+    index["bytes"] = size(db)
+    index["searches"] = sweep(db, dataset, queries, name)
+    index["empty_s"] = index["searches"][0]["empty_s"]
     if not options.searches_only:
         enough = [ef for ef, s in zip(EF, index["searches"]) if s["recall"] >= 0.95] or [EF[-1]]
         db.execute("DROP SEQUENCE IF EXISTS pool_next")
         db.execute("CREATE SEQUENCE pool_next MINVALUE 10000000")
-        settings = f"-c {setting}={enough[0]} -c enable_seqscan=off"
-        clients = Clients(server, operator, len(queries))
+        settings = f"-c {INDEXES[name][2]}={enough[0]} -c enable_seqscan=off"
+        clients = Clients(server, OPERATORS[dataset.metric][0], len(queries))
         index["clients"] = clients.measure(db, settings, name)
         db.execute("DELETE FROM items WHERE id >= 10000000")
     db.execute("DROP INDEX i")
@@ -210,14 +101,6 @@ def summary(run: dict[str, Any]) -> str:
     return report.table(header, rows)
 
 
-def widened(dataset: Dataset, dim: int) -> Dataset:
-    """The same vectors turned into a space of more dimensions: distances stay as they are."""
-    rng = np.random.default_rng(2)
-    turn = np.linalg.qr(rng.standard_normal((dim, dataset.train.shape[1])))[0].T
-    train, test = ((part @ turn).astype(np.float32) for part in (dataset.train, dataset.test))
-    return dataclasses.replace(dataset, train=train, test=test)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="a data set of datasets/get.py instead of the demo's")
@@ -227,6 +110,10 @@ def main() -> int:
     parser.add_argument("--memory", default="64MB,1GB", help="of maintenance_work_mem; last counts")
     parser.add_argument("--only", default=",".join(INDEXES))
     parser.add_argument("--searches-only", action="store_true", help="no inserts, one client")
+    parser.add_argument("--dims", default="384,960,1536", help="to give sizes at; empty for none")
+    parser.add_argument("--size-rows", type=int, default=20_000, help="rows for the sizes")
+    parser.add_argument("--grown", type=int, default=0, help="rows of an index that is to grow")
+    parser.add_argument("--extras-only", action="store_true", help="only --dims and --grown")
     options = parser.parse_args()
     dataset = subset(load(options.data) if options.data else demo_dataset(), options.rows)
     if options.dim and options.dim > dataset.train.shape[1]:
@@ -235,7 +122,8 @@ def main() -> int:
     os.environ.setdefault("ANN_PG_PROFILE", "release")
     n, dim = dataset.train.shape
     run: dict[str, Any] = {"data": dataset.name, "n": n, "dim": dim, "metric": dataset.metric}
-    run |= {"queries": len(queries), "k": 10, "memory": options.memory.split(","), "indexes": []}
+    run |= {"queries": len(queries), "k": 10, "memory": options.memory.split(",")}
+    run |= {"indexes": [], "grown": [], "sizes": []}
     run |= {"task": {"m": 16, "ef_construction": 200, "threads": 2}, "machine": report.machine()}
     installation = Installation()
     try:
@@ -243,21 +131,40 @@ def main() -> int:
             db.execute("CREATE EXTENSION ann CASCADE")
             register(db)
             load_tables(db, dataset, queries)
-            for name in options.only.split(","):
+            names = options.only.split(",")
+            for name in [] if options.extras_only else names:
                 run["indexes"].append(measure(server, db, dataset, queries, name, options))
                 print(f"{name}: done", file=sys.stderr, flush=True)
+            memory = run["memory"][-1]
+            if options.grown:
+                part = subset(dataset, options.grown)
+                run["grown"] = [grown(db, part, queries, name, memory) for name in names]
+            few = subset(dataset, options.size_rows)
+            for dim in map(int, filter(None, options.dims.split(","))):
+                if dim >= few.train.shape[1]:
+                    wide = widened(few, dim)
+                    run["sizes"] += [sizes(db, wide, name, memory) for name in names]
     finally:
         installation.remove()
-    empty = np.median([index["empty_s"] for index in run["indexes"]]) * 1e6
-    print(
-        f"### {run['data']} in Postgres: {n:,} x {dim}, {run['metric']}, {len(queries):,} queries"
-    )
-    print(f"\nqueries/s of the server: less an empty query's {empty:.0f} microseconds\n")
-    print(table(run), summary(run), sep="\n\n")
+    if run["indexes"]:
+        empty = np.median([index["empty_s"] for index in run["indexes"]]) * 1e6
+        what = f"{n:,} x {dim}, {run['metric']}, {len(queries):,} queries"
+        print(f"### {run['data']} in Postgres: {what}")
+        print(f"\nqueries/s of the server: less an empty query's {empty:.0f} microseconds\n")
+        print(table(run), summary(run), sep="\n\n")
+    if run["grown"]:
+        print(f"\nmade on an empty table and filled, beside its own REINDEX:\n\n{grown_table(run)}")
+    if run["sizes"]:
+        print(
+            f"\nsizes of {len(few.train):,} rows, {few.train.shape[1]} dimensions turned into more:"
+        )
+        print(f"\n{sizes_table(run)}")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "demo-pg.json").write_text(json.dumps(run, indent=1))
-    report.plot(run, RESULTS / "demo-pg.png")
-    print(f"\nall that was measured: {RESULTS / 'demo-pg.json'}\nplot: {RESULTS / 'demo-pg.png'}")
+    print(f"\nall that was measured: {RESULTS / 'demo-pg.json'}")
+    if run["indexes"]:
+        report.plot(run, RESULTS / "demo-pg.png")
+        print(f"plot: {RESULTS / 'demo-pg.png'}")
     return 0
 
 
