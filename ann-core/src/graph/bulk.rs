@@ -34,6 +34,8 @@ const SAMPLE: u64 = 4;
 /// Coordinates of the nodes of one step, and nodes at most.
 const STEP_FLOATS: usize = 1 << 19;
 const STEP_NODES: usize = 4096;
+/// Candidates up to which a step has so many; with more of them it has fewer nodes.
+const USUAL_POOL: usize = 100;
 
 /// Places of neighbours, ended by [`NONE`] if there are fewer.
 type Places = [u32; NEAR];
@@ -208,7 +210,7 @@ impl Level {
     /// Chooses the links of some nodes.
     fn choose<S: PageStore>(&mut self, rows: &Rows<S>) -> Result<()> {
         let (from, width) = (self.kept.len(), self.width);
-        let to = self.order.len().min(from + step_nodes(rows));
+        let to = self.order.len().min(from + step_nodes(rows, self.pool));
         let mut chosen = std::mem::take(&mut self.chosen);
         chosen.resize(to * width, (0.0, NONE));
         let level = &*self;
@@ -317,7 +319,7 @@ impl Level {
         }
         let width = self.width;
         let from = self.lists.len() / width;
-        let to = self.order.len().min(from + step_nodes(rows));
+        let to = self.order.len().min(from + step_nodes(rows, USUAL_POOL));
         self.lists.resize(to * width, NONE);
         let Level { chosen, kept, back, ends, lists, .. } = self;
         let candidate = |&(distance, id): &(f32, u32)| Candidate { distance, id, tree: false };
@@ -357,8 +359,8 @@ pub(crate) fn places(ids: impl Iterator<Item = u32> + Clone) -> Vec<u32> {
     places
 }
 
-fn step_nodes<S>(rows: &Rows<S>) -> usize {
-    (STEP_FLOATS / rows.space.dim).clamp(64, STEP_NODES)
+fn step_nodes<S>(rows: &Rows<S>, pool: usize) -> usize {
+    (STEP_FLOATS / rows.space.dim * USUAL_POOL / pool.max(USUAL_POOL)).clamp(64, STEP_NODES)
 }
 
 #[cfg(test)]
