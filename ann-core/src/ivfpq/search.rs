@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::error::Result;
 use crate::index::{Cost, Hit, Search};
 use crate::kernel::adc;
-use crate::kernel::fastscan::{BLOCK, FastScan, NO_ADDENDS, Tables};
+use crate::kernel::fastscan::{BLOCK, FastScan, Tables};
 use crate::metric::Metric;
 use crate::page::PageStore;
 use crate::rows::{Batch, Matcher, NONE, Plan, Probe, nearest};
@@ -140,8 +140,8 @@ impl<S: PageStore> IvfPq<S> {
                     return (0, links.list.get(), follows);
                 }
                 let addends = match shape.addends {
-                    true => bytes[shape.codes()..].first_chunk().unwrap_or(&NO_ADDENDS),
-                    false => &NO_ADDENDS,
+                    true => bytes[shape.codes()..].first_chunk(),
+                    false => None,
                 };
                 let codes = &bytes[..shape.codes()];
                 let Prepared { tables, bytes: wide, scan, .. } = prepared;
