@@ -110,7 +110,7 @@ class AnnDiskAnnCompact(AnnDiskAnn):
 
 
 class AnnIvfPq(AnnDiskAnn):
-    """Our IVF-PQ, searched in memory as built: vectors as u8 where that loses nothing, else as f16."""
+    """Our IVF-PQ, searched in memory as built: vectors as u8 where they are, else as f16."""
 
     name = "ann-ivfpq"
 
