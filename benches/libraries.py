@@ -110,7 +110,7 @@ class AnnDiskAnnCompact(AnnDiskAnn):
 
 
 class AnnIvfPq(AnnDiskAnn):
-    """Our IVF-PQ, searched in memory as built: data of whole numbers as u8, others kept as f32."""
+    """Our IVF-PQ, searched in memory as built: vectors as u8 where they are, else as f16."""
 
     name = "ann-ivfpq"
 
@@ -119,12 +119,13 @@ class AnnIvfPq(AnnDiskAnn):
             train.shape[1],
             metric="cosine" if self.angular else "l2sq",
             dtype="u8" if self.of_bytes else "f32",
+            rerank=None if self.of_bytes else "f16",
         )
         self.index.add(train if self.bytes is None else self.bytes, threads=self.task.threads)
 
     def settings(self, n: int) -> list[Setting]:
-        probes = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
-        return [{"probes": p, "rerank": r} for r in (20, 40, 80, 160, 320) for p in probes]
+        probes = (4, 8, 12, 16, 24, 32, 48, 64, 128, 400)
+        return [{"probes": p, "rerank": r} for r in (20, 40, 80, 120, 160, 240) for p in probes]
 
 
 class AnnHnswMmap(AnnHnsw):

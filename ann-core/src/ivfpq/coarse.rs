@@ -1,5 +1,5 @@
 //! Finding the nearest lists by codes of their centroids, so that it never dominates a search: 32 centroids are scored
-//! in the time that one dot product takes, and only the best are measured.
+//! in the time that one dot product takes.
 //!
 //! The codes are made from the centroids when these are read, and are stored nowhere.
 
@@ -18,6 +18,7 @@ const PIECE: usize = 2;
 pub(crate) struct Coarse {
     pq: Pq,
     blocks: Vec<u8>,
+    /// Under squared L2, what is added to each.
     addends: Vec<Addends>,
     scan: FastScan,
     count: usize,
@@ -42,7 +43,10 @@ impl Coarse {
         let pq = Pq::train(&centroids[..sample], dim, subs, 4, 0);
         let bytes = nibble_bytes(subs);
         let mut blocks = vec![0; count.div_ceil(BLOCK) * bytes];
-        let mut addends = vec![NO_ADDENDS; count.div_ceil(BLOCK)];
+        let mut addends = Vec::new();
+        if metric == Metric::L2sq {
+            addends.resize(count.div_ceil(BLOCK), NO_ADDENDS);
+        }
         let (mut codes, mut decoded) = (vec![0; subs], vec![0.0; dim]);
         let mut scratch = Scratch::default();
         for (at, centroid) in centroids.chunks_exact(dim).enumerate() {
@@ -58,7 +62,7 @@ impl Coarse {
         Some(Coarse { pq, blocks, addends, scan: FastScan::new(), count })
     }
 
-    /// Replaces `out` with estimates of the query's distances to all centroids, but for what all have in common.
+    /// Replaces `out` with estimates of the query's distances to all centroids; squared L2 lacks the query's own square.
     pub(crate) fn score(
         &self,
         query: &[f32],
@@ -70,11 +74,12 @@ impl Coarse {
         self.pq.tables(query, factor, &mut lookup.entries);
         lookup.tables.fill(&lookup.entries);
         out.clear();
-        out.resize(self.addends.len() * BLOCK, 0.0);
+        out.resize(self.count.next_multiple_of(BLOCK), 0.0);
+        let base = if metric == Metric::Cosine { 1.0 } else { 0.0 };
         let blocks = self.blocks.chunks_exact(nibble_bytes(self.pq.subs()));
-        for ((codes, addends), out) in blocks.zip(&self.addends).zip(out.as_chunks_mut::<BLOCK>().0)
-        {
-            let _ = self.scan.distances(codes, &lookup.tables, addends, 0.0, 0.0, out);
+        for (block, (codes, out)) in blocks.zip(out.as_chunks_mut().0).enumerate() {
+            let (tables, addends) = (&lookup.tables, self.addends.get(block));
+            let _ = self.scan.distances(codes, tables, addends, base, f32::INFINITY, out);
         }
         out.truncate(self.count);
     }

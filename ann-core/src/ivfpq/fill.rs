@@ -18,7 +18,7 @@ use crate::kernel::fastscan::BLOCK;
 use crate::page::{MAX_WRITE, PageStore};
 use crate::rows::{Change, NODES, NONE, Node, State, VECTORS, slice};
 
-use super::lists::{Block, Links, List};
+use super::lists::{Block, Extent, Links, List};
 use super::model::{Model, Scratch};
 use super::source::{Floats, Source};
 use super::{BLOCKS, BOOK, CENTROIDS, IvfPq, LISTS};
@@ -58,6 +58,8 @@ pub(super) struct Filling<'a, T> {
     owners: Vec<u32>,
     /// The most that a code misses of its vector.
     error: f32,
+    /// The sum of the squared distances of each block's vectors to their centroid.
+    squares: Vec<f64>,
     stage: Stage,
     /// How much of the stage is done.
     done: usize,
@@ -99,6 +101,7 @@ impl<'a, T: Element> Filling<'a, T> {
             encoded: Vec::new(),
             owners: Vec::new(),
             error: 0.0,
+            squares: Vec::new(),
             stage: Stage::Assign,
             done: 0,
         }
@@ -179,11 +182,15 @@ impl<'a, T: Element> Filling<'a, T> {
                     .map_init(Default::default, |scratch, (block, number)| {
                         self.encode(index, number, block, scratch)
                     });
-                let missed: Vec<f32> = pool.install(|| missed.collect::<Result<_>>())?;
-                self.error = missed.into_iter().fold(self.error, f32::max);
+                let missed: Vec<(f32, f64)> = pool.install(|| missed.collect::<Result<_>>())?;
+                for (missed, square) in missed {
+                    self.error = self.error.max(missed);
+                    self.squares.push(square);
+                }
                 self.encoded = encoded;
                 self.done = last;
                 if last == self.blocks.len() {
+                    self.measure();
                     self.go_on(Stage::Warm);
                 }
             }
@@ -201,7 +208,7 @@ impl<'a, T: Element> Filling<'a, T> {
         let (order, starts) = kmeans::by_cluster(&self.nearest, lists);
         self.nearest = Vec::new();
         for (list, pair) in (0..).zip(starts.windows(2)) {
-            let mut record = List::empty();
+            let mut record = List::empty(Extent::default());
             if pair[0] < pair[1] {
                 record.head = (self.blocks.len() as u32).into();
             }
@@ -234,15 +241,33 @@ impl<'a, T: Element> Filling<'a, T> {
         Ok(())
     }
 
-    /// Fills in a block's bytes. Returns the most that one of its codes misses of its vector.
+    /// Finds out how far each list's vectors lie around its centroid.
+    fn measure(&mut self) {
+        let Some(model) = &mut self.model else { return };
+        let (mut sums, mut counts) = (vec![0f64; self.records.len()], vec![0; self.records.len()]);
+        for ((list, members), square) in self.blocks.iter().zip(&self.squares) {
+            sums[*list as usize] += square;
+            counts[*list as usize] += members.len();
+        }
+        let mut extents = Vec::with_capacity(sums.len());
+        for (list, record) in self.records.iter_mut().enumerate() {
+            let radius = (sums[list] / counts[list].max(1) as f64).sqrt() as f32;
+            record.set_extent(Extent { radius, spread: model.share * radius });
+            extents.push(record.extent());
+        }
+        model.set_extents(extents);
+    }
+
+    /// Fills in a block's bytes. Returns the most that one of its codes misses of its vector, and the sum of the vectors'
+    /// squared distances to the centroid.
     fn encode<S: PageStore>(
         &self,
         index: &IvfPq<S>,
         number: usize,
         bytes: &mut [u8],
         (scratch, floats): &mut (Scratch, Floats),
-    ) -> Result<f32> {
-        let Some(model) = &self.model else { return Ok(0.0) };
+    ) -> Result<(f32, f64)> {
+        let Some(model) = &self.model else { return Ok((0.0, 0.0)) };
         let (list, members) = &self.blocks[number];
         let ends = self.blocks.get(number + 1).is_none_or(|next| next.0 != *list);
         let mut links = Links::new(if ends { NONE } else { number as u32 + 1 }, *list);
@@ -250,15 +275,15 @@ impl<'a, T: Element> Filling<'a, T> {
         links.is_open = u32::from(members.len() < BLOCK).into();
         let shape: Block = index.block;
         shape.clear(bytes, links);
-        let (mut codes, mut most) = (vec![0; shape.subs], 0f32);
+        let (mut codes, mut most, mut squares) = (vec![0; shape.subs], 0f32, 0f64);
         for (lane, at) in members.clone().enumerate() {
             self.source.floats(&index.rows, self.order[at] as usize, floats)?;
-            let (addend, missed) =
-                model.encode(&floats.values, *list as usize, &mut codes, scratch);
-            most = most.max(missed);
-            shape.put(bytes, lane, &codes, addend, self.slots[at]);
+            let code = model.encode(&floats.values, *list as usize, &mut codes, scratch);
+            most = most.max(code.missed);
+            squares += f64::from(code.square);
+            shape.put(bytes, lane, &codes, code.addend, self.slots[at]);
         }
-        Ok(most)
+        Ok((most, squares))
     }
 
     /// One step of writing.
@@ -378,7 +403,7 @@ impl<'a, T: Element> Filling<'a, T> {
             meta.error = self.error.to_bits().into();
             true
         })?;
-        index.model = std::sync::OnceLock::from(self.model.take());
+        index.model = std::sync::OnceLock::from(self.model.take().map(Box::new));
         self.go_on(Stage::Done);
         Ok(())
     }

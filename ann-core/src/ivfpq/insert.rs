@@ -7,20 +7,24 @@
 use std::ops::Range;
 
 use rayon::ThreadPool;
+use zerocopy::IntoBytes;
 
 use crate::element::Element;
 use crate::error::Result;
 use crate::page::PageStore;
 use crate::rows::{Change, NODES, Node, State, VECTORS, slice};
 
-use super::IvfPq;
-use super::lists::Place;
+use super::lists::{Extent, Place};
 use super::source::{Coded, Source};
+use super::{IvfPq, LISTS};
 
 /// Rows that are encoded in a step.
 const STEP: usize = 1024;
 /// Bytes of vectors that a step writes.
 const STEP_BYTES: usize = 1 << 20;
+
+/// An entry whose squared distance to its list's centroid is so many times the mean lies outside of the list's extent.
+const WIDE: f32 = 2.0;
 
 /// Rows on their way into an index, a few at a time.
 pub(super) struct Adding<'a, T> {
@@ -107,6 +111,9 @@ impl<S: PageStore> IvfPq<S> {
             Some(list) => Some(self.place(list)?),
             None => None,
         };
+        if let (Some(coded), Some(list)) = (coded, list) {
+            self.widen(list, coded.encoded.square)?;
+        }
         let id = self.rows.free_ids(1)?[0];
         self.rows.reserve(NODES, u64::from(id) + 1)?;
         self.rows.put_row(id, row)?;
@@ -115,8 +122,8 @@ impl<S: PageStore> IvfPq<S> {
         let mut missed = 0f32;
         if let (Some(place), Some(coded)) = (place, coded) {
             node.owner = place.block.into();
-            self.put_entry(&mut change, place, &coded.codes, coded.addend, id)?;
-            missed = coded.missed;
+            self.put_entry(&mut change, place, &coded.codes, coded.encoded.addend, id)?;
+            missed = coded.encoded.missed;
         }
         let born = self.rows.birth(change, id, node, replaces, |meta| {
             let error = f32::from_bits(meta.error.get()).max(missed);
@@ -130,6 +137,26 @@ impl<S: PageStore> IvfPq<S> {
             Some(old) => self.take_out(old),
             None => Ok(()),
         }
+    }
+
+    /// Forgets a list's extent if an entry comes to it that lies well outside, by its squared distance to the centroid:
+    /// where there is one of another kind, there may be many in one place, of which an extent does not tell.
+    pub(super) fn widen(&mut self, list: u32, square: f32) -> Result<()> {
+        let mut record = self.list(list)?;
+        let Extent { radius, .. } = record.extent();
+        if radius == 0.0 || square <= WIDE * radius * radius {
+            return Ok(());
+        }
+        record.set_extent(Extent::default());
+        let mut change = Change::default();
+        change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
+        self.rows.commit(&mut change)?;
+        if let Some(model) = self.model.get_mut().and_then(Option::as_mut)
+            && let Some(at) = model.position(list)
+        {
+            model.extents[at] = Extent::default();
+        }
+        Ok(())
     }
 
     /// Takes a slot's entry out of its list and frees the slot.

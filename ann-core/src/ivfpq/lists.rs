@@ -4,7 +4,8 @@
 //! stack of open blocks, from which additions take places; a block leaves it when an addition finds it full, and comes
 //! back when an entry is taken out of it. Blocks that no list needs any more are chained from the meta page.
 
-use zerocopy::little_endian::U32;
+use half::bf16;
+use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{Error, Result};
@@ -162,7 +163,18 @@ pub(crate) struct List {
     pub open: U32,
     /// 0 while it is in use, 1 once its entries have gone to others.
     pub retired: U32,
-    pub reserved: U32,
+    /// Its extent: bits of bf16.
+    radius: U16,
+    spread: U16,
+}
+
+/// How far entries lie around their centroid, root mean square.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Extent {
+    /// In all directions together; 0 if it is not known.
+    pub radius: f32,
+    /// In the direction of a near query.
+    pub spread: f32,
 }
 
 /// Bytes of a list's record.
@@ -170,8 +182,24 @@ pub(crate) const LIST_BYTES: usize = size_of::<List>();
 
 impl List {
     /// A list without blocks.
-    pub(crate) fn empty() -> List {
-        List { head: NONE.into(), open: NONE.into(), retired: 0.into(), reserved: 0.into() }
+    pub(crate) fn empty(extent: Extent) -> List {
+        let (head, open) = (NONE.into(), NONE.into());
+        let mut list = List { head, open, retired: 0.into(), radius: 0.into(), spread: 0.into() };
+        list.set_extent(extent);
+        list
+    }
+
+    /// How far its entries lie around its centroid; all zero if that is not known.
+    pub(crate) fn extent(&self) -> Extent {
+        let of = |bits: U16| bf16::from_bits(bits.get()).to_f32();
+        let (radius, spread) = (of(self.radius), of(self.spread));
+        let known = radius > 0.0 && spread > 0.0 && (radius * radius).is_finite();
+        if known && spread.is_finite() { Extent { radius, spread } } else { Extent::default() }
+    }
+
+    pub(crate) fn set_extent(&mut self, extent: Extent) {
+        let of = |value: f32| U16::new(bf16::from_f32(value).to_bits());
+        (self.radius, self.spread) = (of(extent.radius), of(extent.spread));
     }
 }
 

@@ -12,20 +12,26 @@
 
 mod builder;
 mod coarse;
+mod collect;
 mod compact;
 mod fill;
 mod insert;
 mod lists;
+mod measure;
 mod model;
+mod rank;
 mod rebalance;
+mod scan;
 mod search;
 mod source;
 mod steps;
+mod together;
 mod train;
 mod tune;
 mod verify;
 mod walk;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
@@ -50,6 +56,7 @@ pub(crate) use walk::Walk;
 use lists::Block;
 use model::Model;
 use search::Scratch;
+use together::GROUP;
 
 /// The array of blocks of codes; the meta page counts its records.
 const BLOCKS: usize = UPPER;
@@ -80,7 +87,7 @@ const MAX_LISTS: usize = 1 << 24;
 pub struct IvfPq<S: PageStore = MemStore> {
     rows: Rows<S>,
     block: Block,
-    model: OnceLock<Option<Model>>,
+    model: OnceLock<Option<Box<Model>>>,
     scratches: Mutex<Vec<Scratch>>,
 }
 
@@ -160,10 +167,10 @@ impl<S: PageStore> IvfPq<S> {
     /// Centroids and codebook, read now if this is their first use; `None` without training.
     fn model(&self) -> Result<Option<&Model>> {
         if let Some(model) = self.model.get() {
-            return Ok(model.as_ref());
+            return Ok(model.as_deref());
         }
-        let loaded = Model::load(&self.rows)?;
-        Ok(self.model.get_or_init(|| loaded).as_ref())
+        let loaded = Model::load(&self.rows)?.map(Box::new);
+        Ok(self.model.get_or_init(|| loaded).as_deref())
     }
 
     /// Has the model read anew at its next use.
@@ -186,6 +193,33 @@ impl<S: PageStore> IvfPq<S> {
         let scratch = &mut *self.scratch();
         self.rows.space.query(query, row, &mut scratch.row, &mut scratch.probe)?;
         self.search_planned(scratch, options, plan)
+    }
+
+    /// The hits of some of the queries, which read lists together if there are lists.
+    fn search_group<T: Element>(
+        &self,
+        queries: ArrayView2<'_, T>,
+        rows: Range<usize>,
+        options: &Search<'_>,
+        plan: &Plan<'_>,
+    ) -> Result<Vec<Vec<Hit>>> {
+        let (model, k) = (self.model()?, options.k.min(self.rows.len()));
+        let (Some(model), None, 1..) = (model, &plan.exact, k) else {
+            let search = |row: usize| {
+                let query = slice(queries.row(row));
+                self.search_one(&query, row, options, plan).map(|(hits, _)| hits)
+            };
+            return rows.map(search).collect();
+        };
+        let mut scratches = Vec::with_capacity(rows.len());
+        for row in rows {
+            let mut scratch = self.scratch();
+            let Scratch { row: bytes, probe, .. } = &mut *scratch;
+            self.rows.space.query(&slice(queries.row(row)), row, bytes, probe)?;
+            scratches.push(scratch);
+        }
+        let effort = self.effort(options);
+        self.search_together(model, &mut scratches, &plan.matcher, effort, k)
     }
 }
 
@@ -260,17 +294,24 @@ impl<S: PageStore> Index for IvfPq<S> {
     ) -> Result<Vec<Vec<Hit>>> {
         options.check()?;
         let plan = self.plan(options)?;
-        let search = |row: usize| {
-            let query = slice(queries.row(row));
-            self.search_one(&query, row, options, &plan).map(|(hits, _)| hits)
-        };
+        let group = |rows: Range<usize>| self.search_group(queries, rows, options, &plan);
         if threads == 1 {
             self.rows.space.check_shape::<T>(queries.ncols())?;
-            return (0..queries.nrows()).map(search).collect();
+            let mut found = Vec::with_capacity(queries.nrows());
+            for first in (0..queries.nrows()).step_by(GROUP) {
+                found.extend(group(first..queries.nrows().min(first + GROUP))?);
+            }
+            return Ok(found);
         }
         threads::pool(threads)?.install(|| {
             check_rows(&self.rows.space, &queries)?;
-            (0..queries.nrows()).into_par_iter().with_min_len(8).map(search).collect()
+            // A group for each thread, if queries are few.
+            let share = queries.nrows().div_ceil(rayon::current_num_threads());
+            let size = share.clamp(8, GROUP);
+            let groups = (0..queries.nrows()).into_par_iter().step_by(size);
+            let groups = groups.map(|first| group(first..queries.nrows().min(first + size)));
+            let found: Vec<Vec<Vec<Hit>>> = groups.collect::<Result<_>>()?;
+            Ok(found.into_iter().flatten().collect())
         })
     }
 

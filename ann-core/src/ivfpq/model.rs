@@ -2,26 +2,23 @@
 
 use std::sync::OnceLock;
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use crate::code::pq::{self, Pq};
 use crate::element::DType;
 use crate::error::{Error, Result};
-use crate::kernel::{Isa, Kernel, Op, Query};
+use crate::kernel::{Isa, Kernel, Op};
 use crate::metric::Metric;
 use crate::page::PageStore;
 use crate::rows::Rows;
 use crate::threads;
 
-use super::coarse::{Coarse, Lookup};
-use super::lists::List;
+use super::coarse::Coarse;
+use super::lists::{Extent, List};
 use super::{BOOK, CENTROIDS, LISTS};
 
 /// The share of a query's length along a vector from which on codes are chosen to be right (ScaNN's threshold).
 const THRESHOLD: f32 = 0.2;
-
-/// Lists that are measured beyond half as many again as are wanted.
-const MARGIN: usize = 32;
 
 /// Centroids and codebook in memory.
 pub(crate) struct Model {
@@ -30,24 +27,19 @@ pub(crate) struct Model {
     pub dim: usize,
     /// A row for each of these lists.
     pub centroids: Vec<f32>,
+    /// How far each list's entries lie around its centroid.
+    pub extents: Vec<Extent>,
+    /// Of the lists of which that is known, the mean.
+    pub mean: Extent,
     pub pq: Pq,
-    metric: Metric,
+    pub metric: Metric,
+    /// The share of its length that an entry's residual has in the direction of near queries, root mean square; 0 if
+    /// that is not known.
+    pub share: f32,
     /// What is missed along a vector counts so much more; 1 where codes are not chosen for that.
     weight: f32,
-    kernel: Kernel,
-    offsets: Vec<u64>,
+    pub(super) kernel: Kernel,
     coarse: OnceLock<Option<Coarse>>,
-}
-
-/// What ranking lists needs for a while.
-#[derive(Default)]
-pub(crate) struct Ranking {
-    query: Query,
-    lookup: Lookup,
-    scores: Vec<f32>,
-    offsets: Vec<u64>,
-    /// Distances of lists, above their places: nearest first.
-    pub order: Vec<u64>,
 }
 
 /// A distance above a number: one comparison tells the order.
@@ -73,10 +65,22 @@ pub(crate) struct Scratch {
     pq: pq::Scratch,
 }
 
+/// What encoding tells of a vector besides its code.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Encoded {
+    /// What is added to its distances.
+    pub addend: f32,
+    /// What the code misses of it.
+    pub missed: f32,
+    /// Its squared distance to its list's centroid.
+    pub square: f32,
+}
+
 impl Model {
     pub(crate) fn new(
         lists: Vec<u32>,
         centroids: Vec<f32>,
+        extents: Vec<Extent>,
         pq: Pq,
         metric: Metric,
         along: bool,
@@ -86,14 +90,14 @@ impl Model {
         let op = if metric == Metric::L2sq { Op::L2sq } else { Op::Dot };
         let kernel = Kernel::with_isa(DType::F32, op, dim, isa);
         let kernel = kernel.unwrap_or_else(|| Kernel::new(DType::F32, op, dim));
-        let offsets = (0..lists.len() as u64).map(|at| at * 4 * dim as u64).collect();
         let square = THRESHOLD * THRESHOLD;
         let weight = match along {
             true => ((dim as f32 - 1.0) * square / (1.0 - square)).max(1.0),
             false => 1.0,
         };
         let coarse = OnceLock::new();
-        Model { lists, dim, centroids, pq, metric, weight, kernel, offsets, coarse }
+        let (mean, share) = (mean_of(&extents), 0.0);
+        Model { lists, dim, centroids, extents, mean, pq, metric, share, weight, kernel, coarse }
     }
 
     /// Reads the pages; `None` if the index is not trained.
@@ -114,16 +118,16 @@ impl Model {
             book.extend(bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)));
         }
         book.truncate(floats);
-        let (mut lists, mut centroids) = (Vec::new(), Vec::new());
+        let (mut lists, mut centroids, mut extents) = (Vec::new(), Vec::new(), Vec::new());
         for list in 0..count {
             let record = rows.record(LISTS, list, |bytes| List::read_from_bytes(bytes).ok())?;
-            let retired = record.is_none_or(|record| record.retired.get() != 0);
-            if retired {
+            let Some(record) = record.filter(|record| record.retired.get() == 0) else {
                 continue;
-            }
+            };
             rows.copy(CENTROIDS, list, &mut bytes)?;
             centroids.extend(bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)));
             lists.push(list);
+            extents.push(record.extent());
         }
         let pq = Pq::new(dim, meta.m.get() as usize, meta.code_bits, book)
             .ok_or_else(|| Error::corrupt(0, "the codebook does not fit its measures"))?;
@@ -131,21 +135,29 @@ impl Model {
             return Err(Error::corrupt(0, "all lists are retired"));
         }
         let (metric, along) = (rows.space.metric, meta.along == 1);
-        Ok(Some(Model::new(lists, centroids, pq, metric, along, rows.space.isa())))
+        let isa = rows.space.isa();
+        Ok(Some(Model::new(lists, centroids, extents, pq, metric, along, isa)))
     }
 
-    /// The same with other lists, given by their numbers and centroids, and without some.
-    pub(crate) fn with(&self, numbers: &[u32], centroids: &[f32], gone: &[u32]) -> Model {
-        let own = self.lists.iter().copied().zip(self.centroids.chunks_exact(self.dim));
-        let more = numbers.iter().copied().zip(centroids.chunks_exact(self.dim));
-        let mut all: Vec<(u32, &[f32])> = own.chain(more).collect();
-        all.retain(|(list, _)| !gone.contains(list));
-        all.sort_unstable_by_key(|&(list, _)| list);
-        let lists: Vec<u32> = all.iter().map(|&(list, _)| list).collect();
-        let offsets = (0..lists.len() as u64).map(|at| at * 4 * self.dim as u64).collect();
-        let centroids = all.into_iter().flat_map(|(_, centroid)| centroid).copied().collect();
+    /// The same with other lists, given by their numbers, centroids and extents, and without some.
+    pub(crate) fn with(
+        &self,
+        numbers: &[u32],
+        centroids: &[f32],
+        extents: &[Extent],
+        gone: &[u32],
+    ) -> Model {
+        let own = self.lists.iter().zip(self.centroids.chunks_exact(self.dim)).zip(&self.extents);
+        let more = numbers.iter().zip(centroids.chunks_exact(self.dim)).zip(extents);
+        let mut all: Vec<((&u32, &[f32]), &Extent)> = own.chain(more).collect();
+        all.retain(|((list, _), _)| !gone.contains(list));
+        all.sort_unstable_by_key(|((list, _), _)| **list);
+        let lists: Vec<u32> = all.iter().map(|((list, _), _)| **list).collect();
+        let extents: Vec<Extent> = all.iter().map(|(_, extent)| **extent).collect();
+        let mean = mean_of(&extents);
+        let centroids = all.iter().flat_map(|((_, centroid), _)| *centroid).copied().collect();
         let (pq, kernel, coarse) = (self.pq.clone(), self.kernel, OnceLock::new());
-        Model { lists, centroids, pq, kernel, offsets, coarse, ..*self }
+        Model { lists, centroids, extents, mean, pq, kernel, coarse, ..*self }
     }
 
     /// Lists in use.
@@ -156,6 +168,16 @@ impl Model {
     /// Where a list stands among those in use.
     pub(crate) fn position(&self, list: u32) -> Option<usize> {
         self.lists.binary_search(&list).ok()
+    }
+
+    /// Where in the bytes of the centroids one begins.
+    pub(crate) fn offset(&self, at: usize) -> u64 {
+        (at * 4 * self.dim) as u64
+    }
+
+    /// Takes over other extents.
+    pub(crate) fn set_extents(&mut self, extents: Vec<Extent>) {
+        (self.mean, self.extents) = (mean_of(&extents), extents);
     }
 
     pub(crate) fn centroid(&self, at: usize) -> &[f32] {
@@ -174,15 +196,9 @@ impl Model {
         }
     }
 
-    /// Fills in the order of the lists as far as `wanted`: at least so many, or all of them.
-    pub(crate) fn rank(&self, query: &[f32], wanted: usize, ranking: &mut Ranking) {
-        let Ranking { query: prepared, lookup, scores, offsets, order } = ranking;
-        self.kernel.prepare(query.as_bytes(), prepared);
-        order.clear();
-        // More than are wanted, since the nearest by code need not be the nearest.
-        let measured = wanted + wanted / 2 + MARGIN;
-        // Made now if this is the first search; by a thread of its own, since one of a pool that waits takes up other
-        // searches meanwhile, which would wait for this.
+    /// Codes of the centroids, if there are many. Made now if this is their first use; by a thread of its own, since one
+    /// of a pool that waits takes up other searches meanwhile, which would wait for this.
+    pub(super) fn coarse(&self) -> Option<&Coarse> {
         let coarse = self.coarse.get_or_init(|| {
             let pool = threads::pool(1).ok()?;
             std::thread::scope(|scope| {
@@ -191,52 +207,17 @@ impl Model {
                 made.join().ok().flatten()
             })
         });
-        match coarse {
-            Some(coarse) if measured < self.lists.len() / 2 => {
-                coarse.score(query, self.metric, lookup, scores);
-                order.extend((0..).zip(&*scores).map(|(at, &score)| key(score, at)));
-                order.select_nth_unstable(measured);
-                order.truncate(measured);
-                // In their order in memory.
-                order.iter_mut().for_each(|key| *key &= u64::from(u32::MAX));
-                order.sort_unstable();
-                offsets.clear();
-                offsets.extend(order.iter().map(|&at| self.offsets[at as usize]));
-            }
-            _ => {
-                order.extend(0..self.lists.len() as u64);
-                offsets.clone_from(&self.offsets);
-            }
-        }
-        scores.clear();
-        scores.resize(offsets.len(), 0.0);
-        // The offsets are those of rows.
-        let bytes = self.centroids.as_bytes();
-        let _ = self.kernel.rows(prepared, bytes, offsets, f32::INFINITY, scores);
-        for (order, &score) in order.iter_mut().zip(&*scores) {
-            let distance = match self.metric {
-                Metric::L2sq => score,
-                Metric::InnerProduct => -score,
-                Metric::Cosine => 1.0 - score,
-            };
-            *order = key(distance, *order as u32);
-        }
-        if wanted < order.len() && order.len() < self.lists.len() {
-            order.select_nth_unstable(wanted);
-            order.truncate(wanted);
-        }
-        order.sort_unstable();
+        coarse.as_ref()
     }
 
-    /// Encodes a vector for the list at a place of the model. Returns what is added to its distances, and what the code
-    /// misses of the vector.
+    /// Encodes a vector for the list at a place of the model.
     pub(crate) fn encode(
         &self,
         vector: &[f32],
         at: usize,
         codes: &mut [u8],
         scratch: &mut Scratch,
-    ) -> (f32, f32) {
+    ) -> Encoded {
         let Scratch { residual, direction, decoded, pq } = scratch;
         let centroid = self.centroid(at);
         residual.clear();
@@ -251,12 +232,26 @@ impl Model {
         }
         decoded.resize(self.dim, 0.0);
         self.pq.decode(codes, decoded);
-        let (mut addend, mut missed) = (0f64, 0f64);
+        let (mut addend, mut missed, mut square) = (0f64, 0f64, 0f64);
         for ((x, r), c) in decoded.iter().zip(&*residual).zip(centroid) {
             addend += f64::from(*x) * (f64::from(*x) + 2.0 * f64::from(*c));
             missed += f64::from(r - x).powi(2);
+            square += f64::from(*r).powi(2);
         }
         let addend = if self.metric == Metric::L2sq { addend as f32 } else { 0.0 };
-        (addend, missed.sqrt() as f32)
+        Encoded { addend, missed: missed.sqrt() as f32, square: square as f32 }
     }
+}
+
+/// The mean of the extents that are known.
+fn mean_of(extents: &[Extent]) -> Extent {
+    let known = extents.iter().filter(|extent| extent.radius > 0.0);
+    let (mut mean, mut count) = (Extent::default(), 0f32);
+    for extent in known {
+        mean.radius += extent.radius;
+        mean.spread += extent.spread;
+        count += 1.0;
+    }
+    let count = count.max(1.0);
+    Extent { radius: mean.radius / count, spread: mean.spread / count }
 }

@@ -16,7 +16,7 @@ use crate::page::PageStore;
 use crate::rows::{Change, NODES, NONE};
 use crate::seed::mix;
 
-use super::lists::{Links, List, Place, entries, taken};
+use super::lists::{Extent, Links, List, Place, entries, taken};
 use super::model::Model;
 use super::source::{Coded, Source};
 use super::steps::IvfPqSteps;
@@ -45,8 +45,9 @@ pub(super) struct Balancing {
     /// Long lists that are still to be cut, into so many parts, and the one that is being cut.
     long: Vec<(u32, Vec<u32>, usize)>,
     cut: Option<(Vec<f32>, Trainer)>,
-    /// The centroids of new lists, one after the other, and their numbers.
+    /// The centroids of new lists, one after the other, their extents and numbers.
     centroids: Vec<f32>,
+    extents: Vec<Extent>,
     numbers: Vec<u32>,
     /// Lists that will be in use no more.
     leaving: Vec<u32>,
@@ -148,8 +149,10 @@ impl Balancing {
         if let (Some((points, trainer)), Some((list, slots, _))) = (cut, long) {
             let centroids = trainer.finish();
             let nearest = kmeans::assign(&points, dim, &centroids);
+            let share = index.share_of(list)?;
             // Where all coincide no cut would part them.
             if nearest.iter().any(|&part| part != nearest[0]) {
+                self.extents.extend(extents_of(&points, &centroids, &nearest, dim, share));
                 self.centroids.extend(centroids);
                 self.leaving.push(list);
                 self.slots.extend(slots);
@@ -177,7 +180,8 @@ impl Balancing {
             return Err(Error::Full { limit: MAX_LISTS as u64, wanted: most });
         }
         if let Some(model) = index.model()? {
-            let model_of = |gone: &[u32]| model.with(&self.numbers, &self.centroids, gone);
+            let model_of =
+                |gone: &[u32]| model.with(&self.numbers, &self.centroids, &self.extents, gone);
             let (between, after) = (model_of(&[]), model_of(&self.leaving));
             between.warm();
             after.warm();
@@ -210,17 +214,21 @@ impl Balancing {
         match self.stage {
             Stage::Create => {
                 let centroids = self.centroids.chunks_exact(index.rows.space.dim);
-                for (&number, centroid) in self.numbers.iter().zip(centroids) {
-                    index.create_list(number, centroid)?;
+                let new = self.numbers.iter().zip(centroids).zip(&self.extents);
+                for ((&number, centroid), &extent) in new {
+                    index.create_list(number, centroid, extent)?;
                 }
-                index.model = OnceLock::from(self.between.take());
+                index.model = OnceLock::from(self.between.take().map(Box::new));
                 self.stage = Stage::Move;
             }
             Stage::Move => {
                 let Some(after) = &self.after else { return Ok(()) };
                 for (slot, coded) in self.next.drain(..) {
-                    let place = index.place(after.lists[coded.at as usize])?;
-                    index.move_entry(slot, place, &coded.codes, (coded.addend, coded.missed))?;
+                    let list = after.lists[coded.at as usize];
+                    index.widen(list, coded.encoded.square)?;
+                    let place = index.place(list)?;
+                    let Coded { codes, encoded, .. } = &coded;
+                    index.move_entry(slot, place, codes, (encoded.addend, encoded.missed))?;
                 }
             }
             _ => {
@@ -233,7 +241,7 @@ impl Balancing {
                 for &list in &self.leaving {
                     index.retire(list)?;
                 }
-                index.model = OnceLock::from(self.after.take());
+                index.model = OnceLock::from(self.after.take().map(Box::new));
                 self.stage = Stage::Done;
             }
         }
@@ -252,6 +260,12 @@ impl<S: PageStore> IvfPq<S> {
     pub fn rebalance(&mut self, threads: usize) -> Result<()> {
         let steps = IvfPqSteps::rebalance(self, threads)?;
         self.take_steps(steps, &mut AddOptions::new()).map(|_| ())
+    }
+
+    /// The part of its extent that a list has in the direction of near queries.
+    fn share_of(&self, list: u32) -> Result<f32> {
+        let Extent { radius, spread } = self.list(list)?.extent();
+        Ok(if radius > 0.0 { spread / radius } else { 0.0 })
     }
 
     /// Moves an entry to a free place, with its codes there, what is added to its distances and what the codes miss.
@@ -279,11 +293,11 @@ impl<S: PageStore> IvfPq<S> {
     }
 
     /// A list around a centroid, under a number that is out of use or new.
-    fn create_list(&mut self, number: u32, centroid: &[f32]) -> Result<()> {
+    fn create_list(&mut self, number: u32, centroid: &[f32], extent: Extent) -> Result<()> {
         self.rows.reserve(LISTS, u64::from(number) + 1)?;
         self.rows.put_whole(CENTROIDS, number, centroid.as_bytes())?;
         let mut change = Change::default();
-        change.put_record(self.rows.array(LISTS)?, number, List::empty().as_bytes())?;
+        change.put_record(self.rows.array(LISTS)?, number, List::empty(extent).as_bytes())?;
         self.rows.commit_meta(change, |meta| {
             meta.entry_level = meta.entry_level.get().max(number + 1).into();
             true
@@ -310,7 +324,8 @@ impl<S: PageStore> IvfPq<S> {
     /// Ends a list without blocks.
     fn retire(&mut self, list: u32) -> Result<()> {
         let mut change = Change::default();
-        let record = List { retired: 1.into(), ..List::empty() };
+        let mut record = List::empty(Extent::default());
+        record.retired = 1.into();
         change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
         self.rows.commit_meta(change, |_| true)?;
         self.forget_model();
@@ -341,4 +356,26 @@ impl<S: PageStore> IvfPq<S> {
         })?;
         Ok(())
     }
+}
+
+/// How far points lie around the centroids that they are nearest to.
+fn extents_of(
+    points: &[f32],
+    centroids: &[f32],
+    nearest: &[u32],
+    dim: usize,
+    share: f32,
+) -> Vec<Extent> {
+    let mut sums = vec![(0f64, 0u32); centroids.len() / dim];
+    for (point, &at) in points.chunks_exact(dim).zip(nearest) {
+        let terms = point.iter().zip(&centroids[at as usize * dim..]);
+        let (sum, count) = &mut sums[at as usize];
+        *sum += terms.map(|(x, c)| f64::from(x - c).powi(2)).sum::<f64>();
+        *count += 1;
+    }
+    let extent = |(sum, count): (f64, u32)| {
+        let radius = (sum / f64::from(count.max(1))).sqrt() as f32;
+        Extent { radius, spread: share * radius }
+    };
+    sums.into_iter().map(extent).collect()
 }

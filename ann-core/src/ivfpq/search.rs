@@ -1,30 +1,23 @@
 //! Searching: the nearest lists are read block by block, the nearest of their codes' vectors are measured.
 //!
-//! 1. The query's distances to all centroids; the nearest lists are taken in their order.
-//! 2. A block of 32 codes is scored at once. What is below the bound, the distance of the last candidate that would be
-//!    measured, becomes a candidate. Keeping up to twice as many as are wanted makes the selection cost O(1) an entry.
-//! 3. Candidates are measured by their vectors, nearest by code first.
+//! 1. Lists are read in the order of what is to be expected of them (`rank.rs`), a round of them at a time (`collect.rs`).
+//! 2. A block of 32 codes is scored at once (`scan.rs`); what is near enough by code becomes a candidate.
+//! 3. Candidates are measured by their vectors, nearest by code first (`measure.rs`).
 //!
-//! A search ends after as many lists as it was asked to read, and only once it has met as many entries that may be
-//! returned as it is to measure: under a filter it reads on.
+//! Queries of a batch read lists together (`together.rs`).
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Result;
 use crate::index::{Cost, Hit, Search};
-use crate::kernel::adc;
-use crate::kernel::fastscan::{BLOCK, FastScan, NO_ADDENDS, Tables};
 use crate::metric::Metric;
 use crate::page::PageStore;
-use crate::rows::{Batch, Matcher, NONE, Plan, Probe, nearest};
+use crate::rows::{Batch, Matcher, Plan, Probe, nearest};
 
-use super::model::{Model, Ranking, key, unkey};
-use super::{BLOCKS, IvfPq};
-
-/// How many blocks before its turn a block is asked for.
-const AHEAD: u32 = 2;
-/// Candidates that are measured in one kernel call.
-const CALL: usize = 64;
+use super::IvfPq;
+use super::collect::Collected;
+use super::model::{Model, unkey};
+use super::scan::Prepared;
 
 /// What a search needs for a while; reused by the next.
 #[derive(Default)]
@@ -32,20 +25,9 @@ pub(crate) struct Scratch {
     pub row: Vec<u8>,
     pub probe: Probe,
     pub prepared: Prepared,
-    ranking: Ranking,
-    candidates: Vec<u64>,
-    found: Vec<u64>,
-    batch: Batch,
-}
-
-/// A query and its tables.
-#[derive(Default)]
-pub(crate) struct Prepared {
-    pub floats: Vec<f32>,
-    nibbles: Vec<[f32; 16]>,
-    bytes: Vec<[f32; adc::ENTRIES]>,
-    tables: Tables,
-    scan: FastScan,
+    pub(super) collected: Collected,
+    pub(super) found: Vec<u64>,
+    pub(super) batch: Batch,
 }
 
 /// How many lists a search reads, and how many candidates it measures.
@@ -74,115 +56,6 @@ impl<S: PageStore> IvfPq<S> {
         Borrowed { scratch: free.pop().unwrap_or_default(), home: &self.scratches }
     }
 
-    /// Fills in the tables of the query whose row and probe are there.
-    pub(super) fn prepare(&self, model: &Model, row: &[u8], prepared: &mut Prepared) {
-        let Prepared { floats, nibbles, bytes, tables, .. } = prepared;
-        self.rows.space.floats(row, floats);
-        let factor = if self.rows.space.metric == Metric::L2sq { -2.0 } else { -1.0 };
-        match model.pq.bits() {
-            4 => {
-                model.pq.tables(floats, factor, nibbles);
-                tables.fill(nibbles);
-            }
-            _ => model.pq.tables(floats, factor, bytes),
-        }
-    }
-
-    /// Scores the entries of a list. `each` is called with the distance by code and the slot of each that is below the
-    /// bound and passes, and returns the bound from then on.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one scan")]
-    pub(super) fn scan(
-        &self,
-        list: u32,
-        base: f32,
-        prepared: &Prepared,
-        matcher: &Matcher<'_>,
-        bound: &mut f32,
-        cost: &mut Cost,
-        mut each: impl FnMut(f32, u32) -> f32,
-    ) -> Result<()> {
-        let (shape, upper, slots) = (self.block, self.rows.meta.upper.get(), self.rows.slots());
-        let by_slot = match matcher {
-            Matcher::Slots(_) => true,
-            Matcher::All | Matcher::Keys(_) => false,
-        };
-        // Removed vectors have entries only between the two writes of an update.
-        let looks = matches!(matcher, Matcher::Keys(_)) || self.rows.meta.tombstones.get() > 0;
-        let (mut distances, mut held) = ([0f32; BLOCK], [NONE; BLOCK]);
-        let mut next = self.list(list)?.head.get();
-        let in_one_piece = self.rows.store.contiguous().is_some();
-        let mut steps = 0;
-        while next != NONE {
-            if next >= upper || steps > upper {
-                return Err(self.bad_block(next, format!("the chain of list {list} leads here")));
-            }
-            steps += 1;
-            let block = next;
-            let (below, of, follows) = self.rows.record(BLOCKS, block, |bytes| {
-                let links = shape.links_of(bytes);
-                let follows = links.next.get();
-                // Blocks mostly follow one another, and one takes longer to come than to be scored.
-                if in_one_piece {
-                    self.rows.prefetch(BLOCKS, block + AHEAD);
-                    if follows != block + 1 {
-                        self.rows.prefetch(BLOCKS, follows);
-                    }
-                }
-                let mut allowed = !0u32;
-                if by_slot {
-                    held = shape.slots_of(bytes);
-                    allowed = 0;
-                    for (lane, &slot) in held.iter().enumerate() {
-                        allowed |= u32::from(slot != NONE && matcher.accepts(slot, 0)) << lane;
-                    }
-                }
-                if allowed == 0 {
-                    return (0, links.list.get(), follows);
-                }
-                let addends = match shape.addends {
-                    true => bytes[shape.codes()..].first_chunk().unwrap_or(&NO_ADDENDS),
-                    false => &NO_ADDENDS,
-                };
-                let codes = &bytes[..shape.codes()];
-                let Prepared { tables, bytes: wide, scan, .. } = prepared;
-                let mut below = match shape.bits {
-                    4 => scan.distances(codes, tables, addends, base, *bound, &mut distances),
-                    _ => adc::distances(codes, wide, addends, base, *bound, &mut distances),
-                };
-                below &= allowed;
-                if below != 0 && !by_slot {
-                    held = shape.slots_of(bytes);
-                }
-                (below, links.list.get(), follows)
-            })?;
-            if of != list {
-                return Err(self.bad_block(block, format!("it is of list {of}, not {list}")));
-            }
-            cost.hops += 1;
-            next = follows;
-            let mut below = below;
-            while below != 0 {
-                let lane = below.trailing_zeros() as usize;
-                below &= below - 1;
-                let (distance, slot) = (distances[lane], held[lane]);
-                if slot == NONE || distance >= *bound {
-                    continue;
-                }
-                if slot >= slots {
-                    return Err(self.bad_block(block, format!("slot {slot} does not exist")));
-                }
-                if looks {
-                    let node = self.rows.node(slot)?;
-                    if !node.is_visible() || !matcher.accepts(slot, node.key.get()) {
-                        continue;
-                    }
-                }
-                *bound = each(distance, slot);
-            }
-        }
-        Ok(())
-    }
-
     /// The hits of a query that is prepared as far as its row and probe, nearest first.
     pub(super) fn search_planned(
         &self,
@@ -203,90 +76,9 @@ impl<S: PageStore> IvfPq<S> {
         let effort = self.effort(options);
         let mut cost = Cost::default();
         self.collect(model, scratch, &plan.matcher, effort, &mut cost)?;
+        self.ask(&scratch.collected.candidates);
         self.measure(scratch, k, &mut cost)?;
         Ok((self.hits(&scratch.found)?, cost))
-    }
-
-    /// Fills in the candidates, nearest by code first.
-    fn collect(
-        &self,
-        model: &Model,
-        scratch: &mut Scratch,
-        matcher: &Matcher<'_>,
-        effort: Effort,
-        cost: &mut Cost,
-    ) -> Result<()> {
-        let Scratch { row, prepared, ranking, candidates, .. } = scratch;
-        let Effort { probes, rerank } = effort;
-        self.prepare(model, row, prepared);
-        model.rank(&prepared.floats, probes, ranking);
-        candidates.clear();
-        let room = rerank.saturating_mul(2).max(CALL);
-        let (mut bound, mut limit) = (f32::INFINITY, f32::INFINITY);
-        for at in 0..model.len() {
-            if at >= probes && (limit < f32::INFINITY || candidates.len() >= rerank) {
-                break;
-            }
-            if at == ranking.order.len() {
-                self.rank_others(model, &prepared.floats, ranking);
-            }
-            let (base, place) = unkey(ranking.order[at]);
-            let list = model.lists[place as usize];
-            if let Some(&next) = ranking.order.get(at + 1) {
-                let next = self.list(model.lists[unkey(next).1 as usize])?.head.get();
-                (next..next.saturating_add(AHEAD))
-                    .for_each(|next| self.rows.prefetch(BLOCKS, next));
-            }
-            self.scan(list, base, prepared, matcher, &mut bound, cost, |distance, slot| {
-                candidates.push(key(distance, slot));
-                if candidates.len() >= room {
-                    candidates.select_nth_unstable(rerank - 1);
-                    candidates.truncate(rerank);
-                    limit = unkey(candidates[rerank - 1]).0;
-                }
-                limit
-            })?;
-        }
-        if candidates.len() > rerank {
-            candidates.select_nth_unstable(rerank - 1);
-            candidates.truncate(rerank);
-        }
-        candidates.sort_unstable();
-        Ok(())
-    }
-
-    /// Appends to an order that is not that of all lists the others, nearest first.
-    fn rank_others(&self, model: &Model, query: &[f32], ranking: &mut Ranking) {
-        let mut met = vec![false; model.len()];
-        let before = std::mem::take(&mut ranking.order);
-        before.iter().for_each(|&ranked| met[unkey(ranked).1 as usize] = true);
-        model.rank(query, model.len(), ranking);
-        let others = ranking.order.iter().filter(|&&ranked| !met[unkey(ranked).1 as usize]);
-        ranking.order = before.iter().chain(others).copied().collect();
-    }
-
-    /// Measures the candidates; `found` becomes the `k` nearest.
-    fn measure(&self, scratch: &mut Scratch, k: usize, cost: &mut Cost) -> Result<()> {
-        let Scratch { candidates, found, batch, probe, .. } = scratch;
-        found.clear();
-        let mut bound = f32::INFINITY;
-        for call in candidates.chunks(CALL) {
-            batch.ids.clear();
-            batch.ids.extend(call.iter().map(|&candidate| candidate as u32));
-            batch.score_below(&self.rows, probe, bound.next_up())?;
-            cost.distances += call.len() as u64;
-            let scored = batch.distances.iter().zip(&batch.ids);
-            found.extend(scored.filter(|(d, _)| **d <= bound).map(|(&d, &slot)| key(d, slot)));
-            if found.len() > k {
-                found.select_nth_unstable(k - 1);
-                found.truncate(k);
-            }
-            if found.len() == k {
-                bound = found.iter().max().map_or(bound, |&last| unkey(last).0);
-            }
-        }
-        found.sort_unstable();
-        Ok(())
     }
 
     /// The nearest of the slots that a plan leaves, each measured.
@@ -335,23 +127,30 @@ impl<S: PageStore> IvfPq<S> {
         if plan.exact.is_some() {
             return Ok(self.exact(scratch, plan, usize::MAX, radius)?.0);
         }
-        let Scratch { row, prepared, ranking, .. } = scratch;
+        let Scratch { row, prepared, collected, .. } = scratch;
         self.prepare(model, row, prepared);
         let probes = options.probes.unwrap_or(model.len());
-        model.rank(&prepared.floats, probes, ranking);
+        let turns = collected.ranking.all(model, &prepared.floats);
         let limit = radius + self.slack(model, prepared, radius);
         let mut slots = Vec::new();
         let mut cost = Cost::default();
-        for &ranked in ranking.order.iter().take(probes) {
-            let (base, place) = unkey(ranked);
+        for turn in turns.into_iter().take(probes) {
             // What is not a number is no reason to leave something out.
             let mut bound = if limit.is_nan() { f32::INFINITY } else { limit.next_up() };
             let all = bound;
-            let list = model.lists[place as usize];
-            self.scan(list, base, prepared, &plan.matcher, &mut bound, &mut cost, |_, slot| {
-                slots.push(slot);
-                all
-            })?;
+            let list = model.lists[turn.place as usize];
+            self.scan(
+                list,
+                turn.base,
+                prepared,
+                &plan.matcher,
+                (&mut bound, true),
+                &mut cost,
+                |_, slot| {
+                    slots.push(slot);
+                    all
+                },
+            )?;
         }
         let found = nearest(&self.rows, &scratch.probe, slots.into_iter(), usize::MAX, radius)?;
         let hit = |(distance, id)| Ok(Hit { key: self.rows.node(id)?.key.get(), distance });

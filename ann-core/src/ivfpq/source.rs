@@ -11,7 +11,7 @@ use crate::rows::{Rows, slice};
 use crate::seed::mix;
 
 use super::IvfPq;
-use super::model::{Model, Scratch};
+use super::model::{Encoded, Model, Scratch};
 
 /// Rows that a thread assigns at a time.
 const ROWS: usize = 256;
@@ -46,9 +46,7 @@ pub(super) struct Coded {
     /// The place of its list in the model.
     pub at: u32,
     pub codes: Vec<u8>,
-    pub addend: f32,
-    /// What the code misses of the vector.
-    pub missed: f32,
+    pub encoded: Encoded,
 }
 
 impl<T: Element> Source<'_, T> {
@@ -142,8 +140,8 @@ impl<T: Element> Source<'_, T> {
         let code = |(scratch, floats): &mut (Scratch, Floats), (by, &at): (usize, &u32)| {
             self.floats(&index.rows, first + by, floats)?;
             let mut codes = vec![0; index.block.subs];
-            let (addend, missed) = model.encode(&floats.values, at as usize, &mut codes, scratch);
-            Ok(Coded { at, codes, addend, missed })
+            let encoded = model.encode(&floats.values, at as usize, &mut codes, scratch);
+            Ok(Coded { at, codes, encoded })
         };
         places.par_iter().enumerate().map_init(Default::default, code).collect()
     }

@@ -95,9 +95,9 @@ impl<S: PageStore> IvfPq<S> {
         let entries = slots.iter().enumerate().filter(|(_, slot)| **slot != NONE);
         for (lane, &slot) in entries {
             floats.load(&self.rows, slot)?;
-            let (addend, _) = model.encode(&floats.values, place, &mut right, &mut scratch);
+            let code = model.encode(&floats.values, place, &mut right, &mut scratch);
             let beside = self.block.get(&bytes, lane, &mut held);
-            if held != right || beside.to_bits() != addend.to_bits() {
+            if held != right || beside.to_bits() != code.addend.to_bits() {
                 return Err(
                     self.bad_block(block, format!("the code of slot {slot} is not its own"))
                 );

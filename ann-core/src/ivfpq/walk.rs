@@ -8,8 +8,10 @@ use crate::page::PageStore;
 use crate::rows::{Matcher, Probe, nearest};
 
 use super::IvfPq;
-use super::model::{Ranking, key, unkey};
-use super::search::{Prepared, default_probes};
+use super::model::key;
+use super::rank::{Ranking, Turn};
+use super::scan::Prepared;
+use super::search::default_probes;
 
 /// Where such a search is.
 #[derive(Default)]
@@ -18,7 +20,7 @@ pub(crate) struct Walk {
     pub probe: Probe,
     prepared: Prepared,
     /// The lists that are still to be read, nearest last.
-    lists: Vec<u64>,
+    lists: Vec<Turn>,
     /// Entries that were scored and not returned, by code.
     waiting: Vec<u64>,
     /// Entries that are measured at a time.
@@ -41,10 +43,8 @@ impl<S: PageStore> IvfPq<S> {
             tuned => tuned as usize,
         };
         self.prepare(model, &walk.row, &mut walk.prepared);
-        let mut ranking = Ranking::default();
-        model.rank(&walk.prepared.floats, model.len(), &mut ranking);
-        ranking.order.reverse();
-        walk.lists = ranking.order;
+        walk.lists = Ranking::default().all(model, &walk.prepared.floats);
+        walk.lists.reverse();
         Ok(())
     }
 
@@ -76,12 +76,12 @@ impl<S: PageStore> IvfPq<S> {
         }
         let mut cost = Cost::default();
         for _ in 0..walk.probes.max(1) {
-            let Some(ranked) = walk.lists.pop() else { break };
-            let (base, place) = unkey(ranked);
+            let Some(Turn { base, place, .. }) = walk.lists.pop() else { break };
             let list = model.lists[place as usize];
             let Walk { prepared, waiting, .. } = &mut *walk;
             let mut bound = f32::INFINITY;
-            self.scan(list, base, prepared, &Matcher::All, &mut bound, &mut cost, |d, slot| {
+            let bounded = (&mut bound, true);
+            self.scan(list, base, prepared, &Matcher::All, bounded, &mut cost, |d, slot| {
                 waiting.push(key(d, slot));
                 f32::INFINITY
             })?;

@@ -18,7 +18,7 @@ pub const ENTRIES: usize = 256;
 pub fn distances(
     codes: &[u8],
     tables: &[[f32; ENTRIES]],
-    addends: &Addends,
+    addends: Option<&Addends>,
     base: f32,
     bound: f32,
     out: &mut [f32; BLOCK],
@@ -27,8 +27,11 @@ pub fn distances(
     wide(
         #[inline(always)]
         || {
-            for (out, addend) in out.iter_mut().zip(addends.as_chunks().0) {
-                *out = base + f32::from_le_bytes(*addend);
+            out.fill(base);
+            for (out, addend) in
+                out.iter_mut().zip(addends.iter().flat_map(|all| all.as_chunks().0))
+            {
+                *out += f32::from_le_bytes(*addend);
             }
             for (row, table) in codes.as_chunks::<BLOCK>().0.iter().zip(tables) {
                 for (out, &code) in out.iter_mut().zip(row) {
@@ -55,7 +58,8 @@ mod tests {
             let mut addends: Addends = [0; 4 * BLOCK];
             addends[4..8].copy_from_slice(&2.5f32.to_le_bytes());
             let mut out = [0.0; BLOCK];
-            let mask = distances(&codes, &tables, &addends, 1.0, 500.0 * subs as f32, &mut out);
+            let mask =
+                distances(&codes, &tables, Some(&addends), 1.0, 500.0 * subs as f32, &mut out);
             for slot in 0..BLOCK {
                 let lookup = |sub: usize| tables[sub][usize::from(codes[sub * BLOCK + slot])];
                 let sum: f32 = (0..subs).map(lookup).sum();

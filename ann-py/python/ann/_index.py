@@ -750,10 +750,12 @@ class IVFPQ(Index):
 
         Args:
             q, k, filter, threads: as there.
-            probes: lists that are read, from 1 to 1,000,000: more finds more and takes longer. None
-                for what `tune` has found, else a sixteenth of the lists, or 8.
-            rerank: candidates that are measured, from 1 to 1,000,000; `ef` is another name for it.
-                None for what `tune` has found, else 4 k + 40.
+            probes: lists that are read, from 1 to 1,000,000, at most: those that cannot be expected
+                to have anything are not. More finds more and takes longer. None for what `tune` has
+                found, else a sixteenth of the lists, or 8.
+            rerank: candidates that are measured, from 1 to 1,000,000, at most: those too far off to
+                be among the results are not. `ef` is another name for it. None for what `tune` has
+                found, else 4 k + 40.
 
         Raises:
             InputError: as there; `rerank` and `ef` that differ.

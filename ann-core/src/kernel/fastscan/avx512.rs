@@ -2,7 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{Addends, BLOCK, Block, FULL, Functions, Halves, Line, Sums, Terms, functions};
+use super::{
+    Addends, BLOCK, Block, FULL, Functions, Halves, Line, NO_ADDENDS, Sums, Terms, functions,
+};
 
 functions!(Codes, "avx512f,avx512bw,avx512vl");
 
@@ -150,9 +152,18 @@ impl Sums for Codes {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn distances(self, addends: &Addends, line: Line, out: &mut [f32; BLOCK]) -> u32 {
+    unsafe fn distances(
+        codes: &[u8],
+        tables: &[u8],
+        addends: Option<&Addends>,
+        line: Line,
+        out: &mut [f32; BLOCK],
+    ) -> u32 {
+        let addends = addends.unwrap_or(&NO_ADDENDS);
+        // SAFETY: the caller's.
+        let sums = unsafe { Codes::zero().then(codes, tables) };
         let mut below = 0;
-        for (i, sums) in self.0.into_iter().enumerate() {
+        for (i, sums) in sums.0.into_iter().enumerate() {
             let at = 16 * i;
             // SAFETY: number `at` and the 15 behind it are within the array.
             let addends = unsafe { _mm512_loadu_ps(addends.as_ptr().cast::<f32>().add(at)) };

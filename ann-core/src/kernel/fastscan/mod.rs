@@ -33,6 +33,9 @@ pub const MAX_BITS: u8 = 8;
 
 /// Bytes of a sub-quantizer, which is a nibble of each code: as many as its table has.
 const SUB: usize = 16;
+/// The largest entry of [`Tables`]: four of them fit a byte, so that four lookups are added before they are widened.
+/// What sums are off by for it is a few units, where codewords are off by a hundred.
+const MAX_ENTRY: u8 = 63;
 /// Bytes of a plane after which 16-bit sums of lookups may be full.
 const FULL: usize = 256 * SUB;
 
@@ -67,6 +70,17 @@ struct Line {
     bound: f32,
 }
 
+impl Line {
+    /// Sums below it may make distances without addends below the bound, others do not.
+    #[cfg(target_arch = "x86_64")]
+    fn limit(self) -> i16 {
+        let rounding = (self.bound.abs() + self.base.abs()) * f32::EPSILON;
+        let limit = (self.bound - self.base + rounding) / self.delta;
+        // Saturates; a limit that is no number lets all pass.
+        if limit.is_nan() { i16::MAX } else { (limit * 1.001 + 2.0) as i16 }
+    }
+}
+
 /// The numbers of an estimate that all codes share: `(base + scale * add) + mul * (delta * sum + offset)`.
 #[derive(Clone, Copy)]
 struct Terms {
@@ -91,7 +105,7 @@ struct Functions {
     distances: Distances,
 }
 
-type Distances = unsafe fn(&[u8], &[u8], &Addends, Line, &mut [f32; BLOCK]) -> u32;
+type Distances = unsafe fn(&[u8], &[u8], Option<&Addends>, Line, &mut [f32; BLOCK]) -> u32;
 
 /// The scan, by one instruction set.
 #[derive(Clone, Copy)]
@@ -164,7 +178,7 @@ impl FastScan {
 
     /// The distances of a block of 4-bit codes of a product quantizer, laid out by [`put_nibbles`]: `base` and the
     /// code's addend, plus what the tables say of its nibbles. Returns a bit for each code whose distance is below
-    /// `bound`.
+    /// `bound`; if there is none, `out` may stay as it was.
     ///
     /// # Panics
     /// If the block does not have as many sub-quantizers as the tables.
@@ -173,7 +187,7 @@ impl FastScan {
         &self,
         codes: &[u8],
         tables: &Tables,
-        addends: &Addends,
+        addends: Option<&Addends>,
         base: f32,
         bound: f32,
         out: &mut [f32; BLOCK],
@@ -218,8 +232,15 @@ trait Sums: Copy {
         terms: Terms,
         out: &mut [f32; BLOCK],
     ) -> u32;
-    /// Distances from sums below 2^31, and which of them are below the bound; rounded as estimates are.
-    unsafe fn distances(self, addends: &Addends, line: Line, out: &mut [f32; BLOCK]) -> u32;
+    /// Distances from the sums of codes, and which of them are below the bound; rounded as estimates are. If none is,
+    /// `out` may stay as it was. `tables` as for [`then`](Sums::then), with entries of [`MAX_ENTRY`] at most.
+    unsafe fn distances(
+        codes: &[u8],
+        tables: &[u8],
+        addends: Option<&Addends>,
+        line: Line,
+        out: &mut [f32; BLOCK],
+    ) -> u32;
 }
 
 /// # Safety
@@ -250,20 +271,6 @@ unsafe fn estimates<S: Sums>(
     }
 }
 
-/// # Safety
-/// As for [`Functions`].
-#[inline(always)]
-unsafe fn distances<S: Sums>(
-    codes: &[u8],
-    tables: &[u8],
-    addends: &Addends,
-    line: Line,
-    out: &mut [f32; BLOCK],
-) -> u32 {
-    // SAFETY: the caller's. There are at most 65,536 sub-quantizers.
-    unsafe { S::zero().then(codes, tables).distances(addends, line, out) }
-}
-
 /// Gives an instruction set's module its `FUNCTIONS`, from its type of sums.
 macro_rules! functions {
     ($sums:ty, $features:literal) => {
@@ -291,12 +298,12 @@ macro_rules! functions {
         unsafe fn distances(
             codes: &[u8],
             tables: &[u8],
-            addends: &Addends,
+            addends: Option<&Addends>,
             line: Line,
             out: &mut [f32; BLOCK],
         ) -> u32 {
-            // SAFETY: the caller's; the instruction set is this function's own.
-            unsafe { super::distances::<$sums>(codes, tables, addends, line, out) }
+            // SAFETY: the caller's; the instruction set is this function's own. There are at most 65,536 sub-quantizers.
+            unsafe { <$sums as Sums>::distances(codes, tables, addends, line, out) }
         }
     };
 }

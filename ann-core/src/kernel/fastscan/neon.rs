@@ -2,7 +2,9 @@
 
 use std::arch::aarch64::*;
 
-use super::{Addends, BLOCK, Block, FULL, Functions, Halves, Line, SUB, Sums, Terms, functions};
+use super::{
+    Addends, BLOCK, Block, FULL, Functions, Halves, Line, NO_ADDENDS, SUB, Sums, Terms, functions,
+};
 
 functions!(Codes, "neon");
 
@@ -94,10 +96,19 @@ impl Sums for Codes {
 
     #[inline]
     #[target_feature(enable = "neon")]
-    unsafe fn distances(self, addends: &Addends, line: Line, out: &mut [f32; BLOCK]) -> u32 {
+    unsafe fn distances(
+        codes: &[u8],
+        tables: &[u8],
+        addends: Option<&Addends>,
+        line: Line,
+        out: &mut [f32; BLOCK],
+    ) -> u32 {
+        let addends = addends.unwrap_or(&NO_ADDENDS);
+        // SAFETY: the caller's.
+        let sums = unsafe { Codes::zero().then(codes, tables) };
         let weights = vcombine_u32(vcreate_u32(1 | 2 << 32), vcreate_u32(4 | 8 << 32));
         let mut below = 0;
-        for (i, sums) in self.0.into_iter().enumerate() {
+        for (i, sums) in sums.0.into_iter().enumerate() {
             let at = 4 * i;
             // SAFETY: number `at` and the 3 behind it are within the array.
             let addends = vreinterpretq_f32_u8(unsafe { vld1q_u8(addends.as_ptr().add(4 * at)) });

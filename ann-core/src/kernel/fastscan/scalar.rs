@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Addends, BLOCK, Block, Functions, Line, SUB, Terms};
+use super::{Addends, BLOCK, Block, Functions, Line, NO_ADDENDS, SUB, Terms};
 
 /// The entry points.
 pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances };
@@ -41,12 +41,13 @@ fn estimates(block: &Block<'_>, tables: &[u8], terms: Terms, out: &mut [f32; BLO
 fn distances(
     codes: &[u8],
     tables: &[u8],
-    addends: &Addends,
+    addends: Option<&Addends>,
     line: Line,
     out: &mut [f32; BLOCK],
 ) -> u32 {
     let mut sums = [0; BLOCK];
     add(codes, tables, &mut sums);
+    let addends = addends.unwrap_or(&NO_ADDENDS);
     let mut below = 0;
     for (i, (sum, addend)) in sums.into_iter().zip(addends.as_chunks().0).enumerate() {
         out[i] = (line.base + f32::from_le_bytes(*addend)) + line.delta * sum as f32;

@@ -2,12 +2,12 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{SUB, nibble_bytes};
+use super::{MAX_ENTRY, SUB, nibble_bytes};
 use crate::kernel::wide::wide;
 
 /// The tables of one query, for reuse by many.
 ///
-/// Each table's smallest entry is zero; all have one scale, at which the largest entry of all is 255.
+/// Each table's smallest entry is zero; all have one scale, at which the largest entry of all is [`MAX_ENTRY`].
 #[derive(Default)]
 pub struct Tables {
     lines: Vec<Line>,
@@ -39,10 +39,10 @@ impl Tables {
             minima += f64::from(least);
             range = if range < most - least { most - least } else { range };
         }
-        let scale = 255.0 / range;
+        let scale = f32::from(MAX_ENTRY) / range;
         let scale = if scale.is_finite() { scale } else { 0.0 };
         self.subs = entries.len();
-        self.delta = if scale > 0.0 { range / 255.0 } else { 0.0 };
+        self.delta = if scale > 0.0 { range / f32::from(MAX_ENTRY) } else { 0.0 };
         self.bias = minima as f32;
         self.lines.clear();
         self.lines.resize(nibble_bytes(self.subs).div_ceil(size_of::<Line>()), Line([0; 64]));

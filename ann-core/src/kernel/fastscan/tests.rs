@@ -126,9 +126,9 @@ fn check_tables(subs: usize, start: usize, size: f32, seed: u64) {
         *bytes = addend.to_le_bytes();
     }
     let mut right = [f32::NAN; BLOCK];
-    let _ = scalar().distances(codes, &tables, &bytes, 0.5, 0.0, &mut right);
+    let _ = scalar().distances(codes, &tables, Some(&bytes), 0.5, 0.0, &mut right);
     let bound = right[seed as usize % BLOCK];
-    let mask = scalar().distances(codes, &tables, &bytes, 0.5, bound, &mut right);
+    let mask = scalar().distances(codes, &tables, Some(&bytes), 0.5, bound, &mut right);
     for slot in 0..BLOCK {
         assert_eq!(mask >> slot & 1 == 1, right[slot] < bound);
         let mut code = vec![0; subs];
@@ -145,8 +145,24 @@ fn check_tables(subs: usize, start: usize, size: f32, seed: u64) {
     }
     for scan in others() {
         let mut got = [f32::NAN; BLOCK];
-        let got_mask = scan.distances(codes, &tables, &bytes, 0.5, bound, &mut got);
+        let got_mask = scan.distances(codes, &tables, Some(&bytes), 0.5, bound, &mut got);
         assert_eq!((self::bits(&got), got_mask), (self::bits(&right), mask), "{scan:?}, {subs}");
+    }
+    // Without addends, of which none, one, some or all are below the bound.
+    let _ = scalar().distances(codes, &tables, None, 0.5, f32::INFINITY, &mut right);
+    let mut sorted = right;
+    sorted.sort_unstable_by(f32::total_cmp);
+    let bounds = [sorted[0], sorted[0].next_up(), sorted[seed as usize % BLOCK], f32::INFINITY];
+    for (bound, scan) in
+        bounds.into_iter().flat_map(|bound| others().map(move |scan| (bound, scan)))
+    {
+        let mut got = right;
+        let mask = scan.distances(codes, &tables, None, 0.5, bound, &mut got);
+        for (slot, distance) in right.iter().enumerate() {
+            let is_below = mask >> slot & 1 == 1;
+            assert_eq!(is_below, *distance < bound, "{scan:?}, {subs}, below {bound}");
+        }
+        assert_eq!(self::bits(&got), self::bits(&right), "{scan:?}, {subs}");
     }
 }
 
@@ -186,7 +202,7 @@ fn many_sub_quantizers_of_the_largest_entries_do_not_overflow() {
         for scan in others().chain([scalar()]) {
             let mut out = [0.0; BLOCK];
             let codes = vec![0xff; nibble_bytes(subs)];
-            let mask = scan.distances(&codes, &tables, &NO_ADDENDS, 0.0, f32::INFINITY, &mut out);
+            let mask = scan.distances(&codes, &tables, None, 0.0, f32::INFINITY, &mut out);
             assert_eq!(mask, !0);
             let right = subs as f32;
             assert!(out.iter().all(|got| (got / right - 1.0).abs() < 1e-5), "{scan:?}: {out:?}");
@@ -201,7 +217,7 @@ fn tables_without_a_spread_are_zeros() {
         tables.fill(&[[value; SUB]; 3]);
         assert_eq!(tables.delta(), 0.0);
         let mut out = [0.0; BLOCK];
-        let _ = FastScan::new().distances(&[0xff; 64], &tables, &NO_ADDENDS, 1.0, 2.0, &mut out);
+        let _ = FastScan::new().distances(&[0xff; 64], &tables, None, 1.0, 2.0, &mut out);
     }
 }
 

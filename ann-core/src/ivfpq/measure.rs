@@ -1,0 +1,97 @@
+//! Measuring candidates by their vectors, nearest by code first, until no more are likely to be among the nearest.
+//!
+//! How far estimates are off is seen as candidates are measured. The others are left out once even an estimate that is
+//! several deviations too far would not bring them among the nearest.
+
+use crate::error::Result;
+use crate::index::Cost;
+use crate::metric::Metric;
+use crate::page::PageStore;
+use crate::rows::VECTORS;
+
+use super::IvfPq;
+use super::model::{key, unkey};
+use super::search::Scratch;
+
+/// Candidates that are measured in one kernel call.
+const CALL: usize = 16;
+/// Candidates that are measured before it is known how far estimates are off.
+const KNOWN: usize = 32;
+/// Deviations by which hardly any estimate is off; under squared L2 they grow with the distance, and inner products are
+/// off by the more the longer the vector.
+const Z: f32 = 3.0;
+const Z_L2SQ: f32 = 4.0;
+
+/// How far estimates have been off.
+#[derive(Default)]
+struct Errors {
+    count: f32,
+    sum: f32,
+    squares: f32,
+}
+
+impl Errors {
+    fn add(&mut self, error: f32) {
+        self.count += 1.0;
+        self.sum += error;
+        self.squares += error * error;
+    }
+
+    /// The least distance that is likely for an estimate. Those seen are of the least estimates, which are too near rather
+    /// than too far: what they are off by on average is not taken to hold for others.
+    fn least(&self, estimate: f32, deviations: f32) -> f32 {
+        let mean = self.sum / self.count;
+        let variance = (self.squares / self.count - mean * mean).max(0.0);
+        estimate + mean.min(0.0) - deviations * variance.sqrt()
+    }
+}
+
+impl<S: PageStore> IvfPq<S> {
+    /// Asks for the vectors of the first few candidates.
+    pub(super) fn ask(&self, candidates: &[u64]) {
+        let first = candidates.iter().take(CALL);
+        first.for_each(|&candidate| self.rows.prefetch(VECTORS, candidate as u32));
+    }
+
+    /// Measures the candidates, of which the first have been asked for; `found` becomes the `k` nearest.
+    pub(super) fn measure(&self, scratch: &mut Scratch, k: usize, cost: &mut Cost) -> Result<()> {
+        let Scratch { collected, found, batch, probe, .. } = scratch;
+        let candidates = &collected.candidates;
+        found.clear();
+        let mut bound = f32::INFINITY;
+        let mut errors = Errors::default();
+        let deviations = match self.rows.space.metric {
+            Metric::Cosine => Z,
+            Metric::L2sq => Z_L2SQ,
+            Metric::InnerProduct => f32::INFINITY,
+        };
+        for (at, call) in candidates.chunks(CALL).enumerate() {
+            let known = at * CALL >= KNOWN.max(k) && found.len() == k;
+            if known && errors.least(unkey(call[0]).0, deviations) > bound {
+                break;
+            }
+            let next = ((at + 1) * CALL).min(candidates.len());
+            self.ask(&candidates[next..]);
+            batch.ids.clear();
+            batch.ids.extend(call.iter().map(|&candidate| candidate as u32));
+            batch.score_below(&self.rows, probe, bound.next_up())?;
+            cost.distances += call.len() as u64;
+            for ((&distance, &slot), &candidate) in batch.distances.iter().zip(&batch.ids).zip(call)
+            {
+                errors.add(distance - unkey(candidate).0);
+                if distance <= bound {
+                    found.push(key(distance, slot));
+                }
+            }
+            if found.len() > k {
+                found.select_nth_unstable(k - 1);
+                found.truncate(k);
+            }
+            if found.len() == k {
+                bound = found.iter().max().map_or(bound, |&last| unkey(last).0);
+            }
+        }
+        found.sort_unstable();
+        Ok(())
+    }
+}

@@ -1,0 +1,206 @@
+//! The order in which a query reads lists, and what is to be expected of each.
+//!
+//! Around its centroid `c` a list's entries lie about as far as its radius `R`, and in the direction of a near query, `q - c`,
+//! they deviate by its spread `s`. Hardly any deviates by more than a few times that, so that the nearest to expect is at
+//! `-<q, c> - Z |q| s`, or under squared L2 at `|q - c|^2 + R^2 - 2 Z s |q - c|`. Lists of which that is beyond the last
+//! candidate need not be read, but where inner products count vectors' lengths. Under cosine it gives the order as well, since wide lists reach farther towards the query;
+//! else the nearest centroid comes first.
+//!
+//! Many lists are ranked by codes of their centroids, a few at a time, and only those whose turn comes are measured.
+
+use zerocopy::IntoBytes;
+
+use crate::kernel::Query;
+use crate::metric::Metric;
+
+use super::coarse::Lookup;
+use super::lists::Extent;
+use super::model::{Model, key};
+
+/// Deviations within which practically all entries lie; vectors of any length are spread less evenly.
+const Z: f32 = 3.6;
+const Z_L2SQ: f32 = 5.0;
+/// Lists that are sorted at first; from then on as many as have been.
+const SORTED: usize = 64;
+
+/// A list's turn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    /// The least distance to expect of its entries; minus infinity if there is no telling.
+    pub least: f32,
+    /// The query's distance to the centroid.
+    pub base: f32,
+    /// Its place in the model.
+    pub place: u32,
+}
+
+/// The lists in the order of a query.
+#[derive(Default)]
+pub(crate) struct Ranking {
+    query: Query,
+    length: f32,
+    lookup: Lookup,
+    scores: Vec<f32>,
+    offsets: Vec<u64>,
+    /// What gives the order, as far as codes tell, above the lists' places: sorted as far as `sorted`.
+    order: Vec<u64>,
+    sorted: usize,
+    /// Those whose turn has come.
+    given: usize,
+    /// Whether distances are known from the beginning, which `scores` then has.
+    is_exact: bool,
+    mean: Extent,
+}
+
+impl Ranking {
+    /// Begins with a query.
+    pub(crate) fn begin(&mut self, model: &Model, query: &[f32]) {
+        model.kernel.prepare(query.as_bytes(), &mut self.query);
+        self.length = query.iter().map(|x| x * x).sum::<f32>().sqrt();
+        self.mean = model.mean;
+        let coarse = model.coarse();
+        self.is_exact = coarse.is_none();
+        match coarse {
+            Some(coarse) => {
+                coarse.score(query, model.metric, &mut self.lookup, &mut self.scores);
+                if model.metric == Metric::L2sq {
+                    let square = self.length * self.length;
+                    self.scores.iter_mut().for_each(|score| *score += square);
+                }
+            }
+            None => {
+                self.offsets.clear();
+                self.offsets.extend((0..model.len()).map(|at| model.offset(at)));
+                self.measure(model);
+            }
+        }
+        let Ranking { scores, order, length, mean, .. } = self;
+        order.clear();
+        order.extend((0..).zip(&*scores).zip(&model.extents).map(|((at, &base), extent)| {
+            key(order_of(model.metric, *length, base, extent, mean), at)
+        }));
+        (self.sorted, self.given) = (0, 0);
+    }
+
+    /// Makes `scores` the distances to the centroids at `offsets`.
+    fn measure(&mut self, model: &Model) {
+        let Ranking { query, scores, offsets, .. } = self;
+        scores.clear();
+        scores.resize(offsets.len(), 0.0);
+        // The offsets are those of rows.
+        let bytes = model.centroids.as_bytes();
+        let _ = model.kernel.rows(query, bytes, offsets, f32::INFINITY, scores);
+        scores.iter_mut().for_each(|score| match model.metric {
+            Metric::L2sq => {}
+            Metric::InnerProduct => *score = -*score,
+            Metric::Cosine => *score = 1.0 - *score,
+        });
+    }
+
+    /// Replaces `turns` with those of the next `count` lists, the most promising first; none once all have had theirs.
+    pub(crate) fn next(&mut self, model: &Model, count: usize, turns: &mut Vec<Turn>) {
+        turns.clear();
+        let last = self.order.len().min(self.given.saturating_add(count));
+        if last > self.sorted {
+            let count = (last - self.sorted).max(self.sorted).max(SORTED);
+            let count = count.min(self.order.len() - self.sorted);
+            let rest = &mut self.order[self.sorted..];
+            if count < rest.len() {
+                rest.select_nth_unstable(count);
+            }
+            rest[..count].sort_unstable();
+            self.sorted += count;
+        }
+        let places = self.order[self.given..last].iter().map(|&key| key as u32);
+        turns.extend(places.map(|place| Turn { least: 0.0, base: 0.0, place }));
+        self.given = last;
+        if self.is_exact {
+            turns.iter_mut().for_each(|turn| turn.base = self.scores[turn.place as usize]);
+        } else {
+            self.offsets.clear();
+            self.offsets.extend(turns.iter().map(|turn| model.offset(turn.place as usize)));
+            self.measure(model);
+            turns.iter_mut().zip(&self.scores).for_each(|(turn, &score)| turn.base = score);
+        }
+        for turn in &mut *turns {
+            let extent = &model.extents[turn.place as usize];
+            turn.least = least(model.metric, self.length, turn.base, extent);
+        }
+        let Ranking { length, mean, .. } = &*self;
+        turns.sort_unstable_by_key(|turn| {
+            let extent = &model.extents[turn.place as usize];
+            key(order_of(model.metric, *length, turn.base, extent, mean), turn.place)
+        });
+    }
+
+    /// The turns of all lists of a query.
+    pub(crate) fn all(&mut self, model: &Model, query: &[f32]) -> Vec<Turn> {
+        self.begin(model, query);
+        let mut turns = Vec::new();
+        self.next(model, model.len(), &mut turns);
+        turns
+    }
+}
+
+/// What a list's turn goes by. One of which nothing is known is taken for one like the mean.
+#[inline(always)]
+fn order_of(metric: Metric, length: f32, base: f32, own: &Extent, mean: &Extent) -> f32 {
+    let extent = if own.radius > 0.0 { own } else { mean };
+    if metric == Metric::Cosine { base - Z * length * extent.spread } else { base }
+}
+
+/// The least distance to expect of the entries of a list whose centroid is at a distance from a query of this length.
+fn least(metric: Metric, length: f32, base: f32, &Extent { radius, spread }: &Extent) -> f32 {
+    // Of inner products the longest vectors decide, of which a spread does not tell.
+    if radius == 0.0 || metric == Metric::InnerProduct {
+        return f32::NEG_INFINITY;
+    }
+    if metric == Metric::Cosine {
+        return base - Z * length * spread;
+    }
+    // Where the query is nearer to the centroid than entries deviate, it is in the middle of them.
+    let (reach, away) = (Z_L2SQ * spread, base.max(0.0).sqrt());
+    let beyond = (away - reach).max(0.0);
+    radius * radius - reach * reach + beyond * beyond
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: Extent = Extent { radius: 0.0, spread: 0.0 };
+
+    #[test]
+    fn wide_lists_may_be_nearer_than_near_ones() {
+        let of = |base, spread| {
+            let extent = Extent { radius: 5.0 * spread, spread };
+            let order = order_of(Metric::Cosine, 1.0, base, &extent, &NONE);
+            assert_eq!(order, least(Metric::Cosine, 1.0, base, &extent));
+            order
+        };
+        assert!(of(0.5, 0.02) < of(0.6, 0.02));
+        assert!(of(1.0, 0.1) < of(0.9, 0.02));
+    }
+
+    #[test]
+    fn lists_of_which_nothing_is_known_are_read_and_ranked_like_the_mean() {
+        let mean = Extent { radius: 2.0, spread: 0.5 };
+        for metric in [Metric::L2sq, Metric::InnerProduct, Metric::Cosine] {
+            assert_eq!(least(metric, 1.0, 9.0, &NONE), f32::NEG_INFINITY);
+            let of = |own: &Extent| order_of(metric, 1.0, 9.0, own, &mean);
+            assert_eq!(of(&NONE), of(&mean));
+            assert_eq!(order_of(metric, 1.0, 9.0, &NONE, &NONE), 9.0);
+        }
+    }
+
+    /// Entries lie on a sphere about the centroid: the nearer to it the query, the nearer they are to be expected.
+    #[test]
+    fn what_is_expected_grows_with_the_distance_to_the_centroid() {
+        for (radius, spread) in [(1.0, 0.05), (1.0, 0.2), (1.0, 0.9)] {
+            let extent = Extent { radius, spread };
+            let all: Vec<f32> =
+                (0..200).map(|at| least(Metric::L2sq, 1.0, at as f32 * 0.1, &extent)).collect();
+            assert!(all.is_sorted(), "{radius}, {spread}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Scoring a list: its blocks, 32 codes at a time.
+
+use crate::error::Result;
+use crate::index::Cost;
+use crate::kernel::adc;
+use crate::kernel::fastscan::{BLOCK, FastScan, Tables};
+use crate::metric::Metric;
+use crate::page::PageStore;
+use crate::rows::{Matcher, NONE};
+
+use super::model::Model;
+use super::{BLOCKS, IvfPq};
+
+/// How many blocks before its turn a block is asked for.
+const AHEAD: u32 = 2;
+
+/// A query and its tables.
+#[derive(Default)]
+pub(crate) struct Prepared {
+    pub floats: Vec<f32>,
+    nibbles: Vec<[f32; 16]>,
+    bytes: Vec<[f32; adc::ENTRIES]>,
+    pub tables: Tables,
+    scan: FastScan,
+}
+
+impl<S: PageStore> IvfPq<S> {
+    /// Fills in the tables of the query whose row and probe are there.
+    pub(super) fn prepare(&self, model: &Model, row: &[u8], prepared: &mut Prepared) {
+        let Prepared { floats, nibbles, bytes, tables, .. } = prepared;
+        self.rows.space.floats(row, floats);
+        let factor = if self.rows.space.metric == Metric::L2sq { -2.0 } else { -1.0 };
+        match model.pq.bits() {
+            4 => {
+                model.pq.tables(floats, factor, nibbles);
+                tables.fill(nibbles);
+            }
+            _ => model.pq.tables(floats, factor, bytes),
+        }
+    }
+
+    /// Asks for the first blocks of a list.
+    pub(super) fn prefetch_list(&self, list: u32) -> Result<()> {
+        let head = self.list(list)?.head.get();
+        (head..head.saturating_add(AHEAD)).for_each(|block| self.rows.prefetch(BLOCKS, block));
+        Ok(())
+    }
+
+    /// Scores the entries of a list. `each` is called with the distance by code and the slot of each that is below the
+    /// bound and passes, and returns the bound from then on. With `fetches`, blocks are asked for ahead of their turn.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one scan")]
+    pub(super) fn scan(
+        &self,
+        list: u32,
+        base: f32,
+        prepared: &Prepared,
+        matcher: &Matcher<'_>,
+        (bound, fetches): (&mut f32, bool),
+        cost: &mut Cost,
+        mut each: impl FnMut(f32, u32) -> f32,
+    ) -> Result<()> {
+        let (shape, upper, slots) = (self.block, self.rows.meta.upper.get(), self.rows.slots());
+        let by_slot = match matcher {
+            Matcher::Slots(_) => true,
+            Matcher::All | Matcher::Keys(_) => false,
+        };
+        // Removed vectors have entries only between the two writes of an update.
+        let looks = matches!(matcher, Matcher::Keys(_)) || self.rows.meta.tombstones.get() > 0;
+        let (mut distances, mut held) = ([0f32; BLOCK], [NONE; BLOCK]);
+        let mut next = self.list(list)?.head.get();
+        let fetches = fetches && self.rows.store.contiguous().is_some();
+        let mut steps = 0;
+        while next != NONE {
+            if next >= upper || steps > upper {
+                return Err(self.bad_block(next, format!("the chain of list {list} leads here")));
+            }
+            steps += 1;
+            let block = next;
+            let (below, of, follows) = self.rows.record(BLOCKS, block, |bytes| {
+                let links = shape.links_of(bytes);
+                let follows = links.next.get();
+                // Blocks mostly follow one another, and one takes longer to come than to be scored.
+                if fetches {
+                    self.rows.prefetch(BLOCKS, block + AHEAD);
+                    if follows != block + 1 {
+                        self.rows.prefetch(BLOCKS, follows);
+                    }
+                }
+                let mut allowed = !0u32;
+                if by_slot {
+                    held = shape.slots_of(bytes);
+                    allowed = 0;
+                    for (lane, &slot) in held.iter().enumerate() {
+                        allowed |= u32::from(slot != NONE && matcher.accepts(slot, 0)) << lane;
+                    }
+                }
+                if allowed == 0 {
+                    return (0, links.list.get(), follows);
+                }
+                let addends = match shape.addends {
+                    true => bytes[shape.codes()..].first_chunk(),
+                    false => None,
+                };
+                let codes = &bytes[..shape.codes()];
+                let Prepared { tables, bytes: wide, scan, .. } = prepared;
+                let mut below = match shape.bits {
+                    4 => scan.distances(codes, tables, addends, base, *bound, &mut distances),
+                    _ => adc::distances(codes, wide, addends, base, *bound, &mut distances),
+                };
+                below &= allowed;
+                if below != 0 && !by_slot {
+                    held = shape.slots_of(bytes);
+                }
+                (below, links.list.get(), follows)
+            })?;
+            if of != list {
+                return Err(self.bad_block(block, format!("it is of list {of}, not {list}")));
+            }
+            cost.hops += 1;
+            next = follows;
+            let mut below = below;
+            while below != 0 {
+                let lane = below.trailing_zeros() as usize;
+                below &= below - 1;
+                let (distance, slot) = (distances[lane], held[lane]);
+                if slot == NONE || distance >= *bound {
+                    continue;
+                }
+                if slot >= slots {
+                    return Err(self.bad_block(block, format!("slot {slot} does not exist")));
+                }
+                if looks {
+                    let node = self.rows.node(slot)?;
+                    if !node.is_visible() || !matcher.accepts(slot, node.key.get()) {
+                        continue;
+                    }
+                }
+                *bound = each(distance, slot);
+            }
+        }
+        Ok(())
+    }
+}
