@@ -15,7 +15,7 @@ EF = (20, 40, 80, 160, 320, 640)
 # The access method, its options, and the setting that a search's effort is set by.
 INDEXES = {
     "ann-diskann": ("ann_diskann", "", "ann.diskann_list_size"),
-    "ann-hnsw": ("ann_hnsw", "m = 16, ef_construction = 200", "ann.hnsw_ef_search"),
+    "ann-hnsw": ("ann_hnsw", "", "ann.hnsw_ef_search"),
     "pgvector-64": ("hnsw", "m = 16, ef_construction = 64", "hnsw.ef_search"),
     "pgvector-200": ("hnsw", "m = 16, ef_construction = 200", "hnsw.ef_search"),
 }

@@ -35,13 +35,13 @@ pub struct DiskAnnOptions {
 
 impl Default for HnswOptions {
     fn default() -> HnswOptions {
-        HnswOptions { length: 0, m: 16, ef_construction: 200 }
+        HnswOptions { length: 0, m: 16, ef_construction: 64 }
     }
 }
 
 impl Default for DiskAnnOptions {
     fn default() -> DiskAnnOptions {
-        DiskAnnOptions { length: 0, degree: 32, build_list_size: 200, code_bits: -1 }
+        DiskAnnOptions { length: 0, degree: 32, build_list_size: 128, code_bits: -1 }
     }
 }
 
@@ -141,10 +141,10 @@ pub fn register() {
         KINDS.set(kinds);
         let [hnsw, diskann] = kinds;
         add(hnsw, c"m", c"Links that a node can have on each level", (16, 2, 100));
-        add(hnsw, c"ef_construction", c"Candidates for a vector's links", (200, 4, 10_000));
+        add(hnsw, c"ef_construction", c"Candidates for a vector's links", (64, 4, 10_000));
         add(diskann, c"degree", c"Links that a node can have: a multiple of 32", (32, 32, 256));
         let text = c"Candidates for a vector's links";
-        add(diskann, c"build_list_size", text, (200, 4, 10_000));
+        add(diskann, c"build_list_size", text, (128, 4, 10_000));
         let text =
             c"Bits a coordinate of the codes beside links: 0, 1, 2, 4 or 8; -1 for what suits";
         add(diskann, c"code_bits", text, (-1, -1, 8));
