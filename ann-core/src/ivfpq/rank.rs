@@ -1,10 +1,10 @@
 //! The order in which a query reads lists, and what is to be expected of each.
 //!
-//! Around its centroid `c` a list's entries lie about as far as its radius `R`, and in the direction of a near query, `q - c`,
-//! they deviate by its spread `s`. Hardly any deviates by more than a few times that, so that the nearest to expect is at
-//! `-<q, c> - Z |q| s`, or under squared L2 at `|q - c|^2 + R^2 - 2 Z s |q - c|`. Lists of which that is beyond the last
-//! candidate need not be read, but where inner products count vectors' lengths. Under cosine it gives the order as well, since wide lists reach farther towards the query;
-//! else the nearest centroid comes first.
+//! Around its centroid `c` a list's entries lie about as far as its radius `R`, and in the direction of a near query,
+//! `q - c`, they deviate by its spread `s`. Hardly any deviates by more than a few times that, so that the nearest to
+//! expect is at `-<q, c> - Z |q| s`, or under squared L2 at `|q - c|^2 + R^2 - 2 Z s |q - c|`. Lists of which that is beyond
+//! the last candidate need not be read, but where inner products count vectors' lengths. Under cosine it gives the order as
+//! well, since wide lists reach farther towards the query; else the nearest centroid comes first.
 //!
 //! Many lists are ranked by codes of their centroids, a few at a time, and only those whose turn comes are measured.
 
