@@ -373,3 +373,19 @@ fn what_is_refused() {
     assert_eq!(refused(Hnsw::builder(8).vectors(None)), "code_bits");
     assert_eq!(refused(Hnsw::builder(8).vectors(DType::I8)), "vectors");
 }
+
+/// Repeats take slots of their own, and those are among the slots that have codes.
+#[test]
+fn many_repeats_are_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = common::clustered(300, 8, 5);
+    let repeats = rows.select(Axis(0), &[7; 1000]);
+    let mut index = DiskAnn::builder(8).placement(Placement::Compact).build().unwrap();
+    index.add(rows.view(), None, AddOptions::new()).unwrap();
+    index.add(repeats.view(), None, AddOptions::new()).unwrap();
+    let path = folder.path().join("a");
+    index.save(&path).unwrap();
+    let index: DiskAnn = DiskAnn::open_in(MemStore::load(&path).unwrap()).unwrap();
+    index.verify().unwrap();
+    assert_eq!(index.len(), 1300);
+}

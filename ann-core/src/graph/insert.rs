@@ -512,9 +512,7 @@ impl<'a, T: Element> Insertion<'a, T> {
                 false => (0, 0),
             };
             let rows = &mut index.rows;
-            for array in [VECTORS, LINKS, NODES] {
-                rows.reserve(array, u64::from(id) + 1)?;
-            }
+            rows.reserve_slots(u64::from(id) + 1)?;
             rows.encode(&slice(self.vectors.row(repeat as usize)), &mut row)?;
             rows.put_row(id, &row)?;
             index.bear_twin(owner, id, Node::new(key, State::Twin, level, upper), old)?;

@@ -40,6 +40,8 @@ pub(crate) struct Collected {
     /// The distance of the last candidate of a full pool; infinite while there are too few.
     limit: f32,
     read: usize,
+    /// Whether there are fewer candidates than were to be measured.
+    pub is_short: bool,
 }
 
 impl Collected {
@@ -82,6 +84,7 @@ impl Collected {
 
     /// Leaves the candidates that are to be measured, in their order.
     pub(super) fn finish(&mut self, effort: Effort) {
+        self.is_short = self.candidates.len() < effort.rerank;
         if self.candidates.len() > effort.rerank {
             self.candidates.select_nth_unstable(effort.rerank - 1);
             self.candidates.truncate(effort.rerank);

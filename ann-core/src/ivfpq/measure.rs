@@ -66,7 +66,8 @@ impl<S: PageStore> IvfPq<S> {
             Metric::InnerProduct => f32::INFINITY,
         };
         for (at, call) in candidates.chunks(CALL).enumerate() {
-            let known = at * CALL >= KNOWN.max(k) && found.len() == k;
+            // Who asks for more than there are asks for an exact answer.
+            let known = at * CALL >= KNOWN.max(k) && found.len() == k && !collected.is_short;
             if known && errors.least(unkey(call[0]).0, deviations) > bound {
                 break;
             }
