@@ -40,8 +40,8 @@ pub(crate) struct Collected {
     /// The distance of the last candidate of a full pool; infinite while there are too few.
     limit: f32,
     read: usize,
-    /// Whether there are fewer candidates than were to be measured.
-    pub is_short: bool,
+    /// Whether nothing is passed over: all lists were asked for, or more candidates than there are.
+    pub takes_all: bool,
 }
 
 impl Collected {
@@ -55,13 +55,14 @@ impl Collected {
     /// Chooses the lists of the next round. False if there are none.
     pub(super) fn turn(&mut self, model: &Model, effort: Effort) -> bool {
         self.turns.clear();
+        self.takes_all = effort.probes >= model.len();
         let count = match effort.probes.checked_sub(self.read) {
             Some(left) if left > 0 => left.min(self.read.clamp(FIRST, MOST)),
             _ if self.candidates.len() >= effort.pool() => return false,
             _ => FIRST,
         };
         self.ranking.next(model, count, &mut self.turns);
-        let limit = self.limit;
+        let limit = if self.takes_all { f32::INFINITY } else { self.limit };
         // What is not a number is no reason to leave something out.
         self.turns.retain(|turn| turn.least.partial_cmp(&limit).is_none_or(|by| by.is_le()));
         self.read += self.turns.len();
@@ -84,7 +85,7 @@ impl Collected {
 
     /// Leaves the candidates that are to be measured, in their order.
     pub(super) fn finish(&mut self, effort: Effort) {
-        self.is_short = self.candidates.len() < effort.rerank;
+        self.takes_all |= self.candidates.len() < effort.rerank;
         if self.candidates.len() > effort.rerank {
             self.candidates.select_nth_unstable(effort.rerank - 1);
             self.candidates.truncate(effort.rerank);

@@ -66,8 +66,7 @@ impl<S: PageStore> IvfPq<S> {
             Metric::InnerProduct => f32::INFINITY,
         };
         for (at, call) in candidates.chunks(CALL).enumerate() {
-            // Who asks for more than there are asks for an exact answer.
-            let known = at * CALL >= KNOWN.max(k) && found.len() == k && !collected.is_short;
+            let known = at * CALL >= KNOWN.max(k) && found.len() == k && !collected.takes_all;
             if known && errors.least(unkey(call[0]).0, deviations) > bound {
                 break;
             }
