@@ -12,7 +12,7 @@ use pgrx::{PgMemoryContexts, PgRelation, pg_sys};
 use crate::column::{Column, MAX_DIM, elements, has_direction, with_elements};
 use crate::failure::{OrReport, refuse};
 use crate::method::Method;
-use crate::spill::{Rows, Temporary, check_limit};
+use crate::spill::{Rows, Temporary, check_limit, reserve};
 use crate::store::{self, PAGE};
 use crate::{handle, scan};
 
@@ -194,9 +194,7 @@ impl<M: Method, T: Element> Load<M, T> {
             );
             self.rows.spill();
         }
-        if self.keys.try_reserve(1).is_err() {
-            refuse(Code::ERRCODE_OUT_OF_MEMORY, "out of memory: the rows of an index");
-        }
+        reserve(&mut self.keys, 1);
         self.rows.push(vector);
         self.keys.push(key);
     }

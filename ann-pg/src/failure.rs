@@ -1,6 +1,6 @@
 //! The core's errors as Postgres reports them.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 
 use ann_core::Error;
 use pgrx::PgSqlErrorCode as Code;
@@ -32,10 +32,7 @@ pub fn report(error: &Error) -> ! {
         // Their number is never a user's: the system has no room for another stack.
         Error::Parameter { name: "threads", .. } => Code::ERRCODE_OUT_OF_MEMORY,
         Error::Parameter { .. } => Code::ERRCODE_INVALID_PARAMETER_VALUE,
-        Error::Io { source, .. } => match source.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::ERRCODE_DISK_FULL,
-            _ => Code::ERRCODE_IO_ERROR,
-        },
+        Error::Io { source, .. } => code_of(source),
         Error::Full { .. } => Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
         Error::OutOfMemory { .. } => Code::ERRCODE_OUT_OF_MEMORY,
         Error::NotAnIndex { .. } | Error::Corrupt { .. } | Error::Kind { .. } => {
@@ -45,6 +42,14 @@ pub fn report(error: &Error) -> ! {
         _ => Code::ERRCODE_INTERNAL_ERROR,
     };
     refuse(code, &error.to_string())
+}
+
+/// What Postgres calls an error of the system's.
+pub fn code_of(error: &io::Error) -> Code {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::ERRCODE_DISK_FULL,
+        _ => Code::ERRCODE_IO_ERROR,
+    }
 }
 
 /// Ends the statement with a message of our own.

@@ -10,7 +10,7 @@ use memmap2::Mmap;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 
-use crate::failure::refuse;
+use crate::failure::{code_of, refuse};
 
 /// Bytes that are gathered for one write.
 const CHUNK: usize = 1 << 20;
@@ -61,11 +61,14 @@ pub fn check_limit(bytes: u64) {
 }
 
 fn fail(error: &io::Error) -> ! {
-    let code = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ERRCODE_DISK_FULL,
-        _ => Code::ERRCODE_IO_ERROR,
-    };
-    refuse(code, &format!("could not write a temporary file: {error}"))
+    refuse(code_of(error), &format!("could not write a temporary file: {error}"))
+}
+
+/// Makes room for so many more, or ends the statement.
+pub fn reserve<V>(values: &mut Vec<V>, more: usize) {
+    if values.try_reserve(more).is_err() {
+        refuse(Code::ERRCODE_OUT_OF_MEMORY, "out of memory: the rows of an index");
+    }
 }
 
 /// Vectors, one after the other.
@@ -81,9 +84,7 @@ impl<T: Element> Rows<T> {
     pub fn push(&mut self, vector: &[T]) {
         match self {
             Rows::Memory(values) => {
-                if values.try_reserve(vector.len()).is_err() {
-                    refuse(Code::ERRCODE_OUT_OF_MEMORY, "out of memory: the rows of an index");
-                }
+                reserve(values, vector.len());
                 values.extend_from_slice(vector);
             }
             Rows::File { temporary, written, last, .. } => {
@@ -98,12 +99,9 @@ impl<T: Element> Rows<T> {
     /// Moves all that is in memory into a file.
     pub fn spill(&mut self) {
         let Rows::Memory(values) = self else { return };
-        let (temporary, mut written, mut last) = (Temporary::new(), 0, Vec::new());
-        for values in values.chunks(CHUNK / size_of::<T>()) {
-            T::extend_bytes(values, &mut last);
-            write(&temporary, &mut written, &mut last);
-        }
-        *self = Rows::File { temporary, written, last, elements: PhantomData };
+        let (values, temporary) = (std::mem::take(values), Temporary::new());
+        *self = Rows::File { temporary, written: 0, last: Vec::new(), elements: PhantomData };
+        values.chunks(CHUNK / size_of::<T>()).for_each(|values| self.push(values));
     }
 
     /// Calls `read` with all vectors, then forgets them.

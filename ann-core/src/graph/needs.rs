@@ -59,8 +59,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// What it will take to add `rows` vectors at one go on `threads` threads, without computing anything: what is found
     /// later to be equal counts like others.
     pub fn needs(&self, rows: usize, threads: usize) -> Needs {
-        let load = if self.is_loaded(rows) { rows } else { 0 };
-        let memory = self.memory(rows, load, MAX_BATCH, threads);
+        let memory = self.memory(rows, self.loaded_of(rows), MAX_BATCH, threads);
         Needs { pages: self.page_bytes(rows as u64), memory }
     }
 
@@ -94,7 +93,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
 
     /// How to add rows so that it stays within the limit, if there is one. The memory for that is there.
     pub(super) fn portions(&self, rows: usize, threads: usize) -> Result<Portions> {
-        let load = if self.is_loaded(rows) { rows } else { 0 };
+        let load = self.loaded_of(rows);
         let mut portions = Portions { load, batch: MAX_BATCH, leaves_memory: false, memory: 0 };
         let pages = u64::from(self.rows.store.page_count()) * self.rows.store.page_size() as u64;
         let needs = self.needs(rows, threads);
@@ -118,8 +117,10 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         Ok(portions)
     }
 
-    fn is_loaded(&self, rows: usize) -> bool {
-        is_loaded(self.rows.meta.entry.get() == NONE, rows, self.rows.space.metric)
+    /// How many of so many rows are loaded at one go where memory does not matter.
+    fn loaded_of(&self, rows: usize) -> usize {
+        let empty = self.rows.meta.entry.get() == NONE;
+        if is_loaded(empty, rows, self.rows.space.metric) { rows } else { 0 }
     }
 
     fn memory(&self, rows: usize, load: usize, batch: usize, threads: usize) -> u64 {

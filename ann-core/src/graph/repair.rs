@@ -52,7 +52,7 @@ pub struct Sweep {
     claimed: Vec<u32>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Promote,
     Unchain,
@@ -96,12 +96,11 @@ impl Sweep {
         };
     }
 
-    /// The next few of a list, and whether there are more after them.
-    fn next_of(&mut self, list: &[u32]) -> (Vec<u32>, bool) {
-        let end = list.len().min(self.at + self.size);
-        let next = list[self.at.min(end)..end].to_vec();
-        self.at = end;
-        (next, end < list.len())
+    /// The places of the next few of a list of `len`.
+    fn next(&mut self, len: usize) -> Range<usize> {
+        let from = self.at;
+        self.at = len.min(from + self.size);
+        from..self.at
     }
 
     /// One step, on the current thread pool. No insertion may be under way; between steps they may. False once there is
@@ -134,42 +133,35 @@ impl Sweep {
     }
 
     fn promote<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
-        let dead = std::mem::take(&mut self.dead);
-        let (next, more) = self.next_of(&dead);
-        self.dead = dead;
-        for id in next {
+        for at in self.next(self.dead.len()) {
+            let id = self.dead[at];
             if graph.promote_twin(id)? {
                 self.owners.push(id);
                 self.dead_set.remove(&id);
             }
         }
-        if !more {
-            self.dead.retain(|id| self.dead_set.contains(id));
-            self.owners.sort_unstable();
-            self.owners.dedup();
+        if self.at < self.dead.len() {
+            return Ok(true);
         }
-        Ok(more)
+        self.dead.retain(|id| self.dead_set.contains(id));
+        self.owners.sort_unstable();
+        self.owners.dedup();
+        Ok(false)
     }
 
     fn unchain<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
-        let owners = std::mem::take(&mut self.owners);
-        let (next, more) = self.next_of(&owners);
-        self.owners = owners;
-        for owner in next {
-            graph.unchain_dead(owner, &mut self.claimed)?;
+        for at in self.next(self.owners.len()) {
+            graph.unchain_dead(self.owners[at], &mut self.claimed)?;
         }
-        Ok(more)
+        Ok(self.at < self.owners.len())
     }
 
     fn close<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
-        let dead = std::mem::take(&mut self.dead);
-        let (next, more) = self.next_of(&dead);
-        self.dead = dead;
         let mut counts = tree::Counts::default();
-        for id in next {
-            graph.close_tree(id, &mut counts)?;
+        for at in self.next(self.dead.len()) {
+            graph.close_tree(self.dead[at], &mut counts)?;
         }
-        Ok(more)
+        Ok(self.at < self.dead.len())
     }
 
     fn mend<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
@@ -188,30 +180,29 @@ impl Sweep {
     }
 
     fn empty<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
-        let dead = std::mem::take(&mut self.dead);
-        let (next, more) = self.next_of(&dead);
-        self.dead = dead;
-        for id in next {
-            graph.empty_lists(id)?;
+        for at in self.next(self.dead.len()) {
+            graph.empty_lists(self.dead[at])?;
         }
-        if !more {
-            graph.rows.count_sweep()?;
+        if self.at < self.dead.len() {
+            return Ok(true);
         }
-        Ok(more)
+        graph.rows.count_sweep()?;
+        // From here on both are slots to free.
+        self.dead.append(&mut self.claimed);
+        Ok(false)
     }
 
     /// Frees slots, those that have come into use again excepted.
     fn free<S: PageStore, K: Topology>(&mut self, graph: &mut Graph<S, K>) -> Result<bool> {
-        let all: Vec<u32> = self.dead.iter().chain(&self.claimed).copied().collect();
-        let (next, more) = self.next_of(&all);
-        for id in next {
+        for at in self.next(self.dead.len()) {
+            let id = self.dead[at];
             let node = graph.rows.node(id)?;
-            let dead = node.is(State::Tombstone) && !graph.has_links(id)?;
+            let dead = node.is(State::Tombstone) && graph.list_of(id, 0)?.is_empty();
             if dead || node.is(State::Claimed) {
                 graph.rows.free(id)?;
             }
         }
-        Ok(more)
+        Ok(self.at < self.dead.len())
     }
 }
 
@@ -264,18 +255,9 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         })
     }
 
-    /// Whether anything stands in a node's list at the bottom level.
-    fn has_links(&self, id: u32) -> Result<bool> {
-        let mut list = Vec::new();
-        links::read(&self.rows, LINKS, id, &mut list)?;
-        Ok(!list.is_empty())
-    }
-
     /// Takes all links from a node that no list names, so that it names none either. One that got a child keeps them.
     fn empty_lists(&mut self, id: u32) -> Result<()> {
-        let mut list = Vec::new();
-        links::read(&self.rows, LINKS, id, &mut list)?;
-        if list.iter().any(|&link| link & TREE != 0) {
+        if self.list_of(id, 0)?.iter().any(|&link| link & TREE != 0) {
             return Ok(());
         }
         for level in 0..=self.rows.node(id)?.level {

@@ -136,7 +136,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
     }
 
-    fn list_of(&self, id: u32, level: u8) -> Result<Vec<u32>> {
+    pub(super) fn list_of(&self, id: u32, level: u8) -> Result<Vec<u32>> {
         let (array, record) = place(&self.rows, id, level)?;
         let mut list = Vec::new();
         links::read(&self.rows, array, record, &mut list)?;

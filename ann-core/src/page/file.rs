@@ -252,6 +252,20 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// Calls `write` with an offset and zeros, piece by piece, from `from` to `to`: what is written and not left out takes its
+/// room on the disk now, and not when memory is touched, where a full disk would be a signal.
+pub(super) fn zeros(
+    from: u64,
+    to: u64,
+    mut write: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let zeros = bytes(CHUNK, "a buffer of zeros")?;
+    for at in (from..to).step_by(CHUNK) {
+        write(at, &zeros[..(to - at).min(CHUNK as u64) as usize])?;
+    }
+    Ok(())
+}
+
 /// Zeroed bytes, or an error where there is no memory for them.
 pub(super) fn bytes(len: usize, what: &'static str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();

@@ -134,17 +134,11 @@ impl Memory {
     }
 }
 
-/// Extends a file from `from` to `to` bytes by zeros that are written: a hole would be filled when memory is touched, and
-/// a full disk would then be a signal. What was written stays if there is not enough room; it is zero.
+/// Extends a file from `from` to `to` bytes. What was written stays if there is not enough room; it is zero.
 fn write_zeros(mut file: &File, from: u64, to: u64) -> Result<()> {
-    let zeros = file::bytes(file::CHUNK, "a buffer of zeros")?;
-    let io = |what| Error::io(what, Path::new("a temporary file"));
-    file.seek(SeekFrom::Start(from)).map_err(io("extending"))?;
-    for at in (from..to).step_by(file::CHUNK) {
-        let end = (to - at).min(file::CHUNK as u64) as usize;
-        file.write_all(&zeros[..end]).map_err(io("extending"))?;
-    }
-    Ok(())
+    let io = || Error::io("extending", Path::new("a temporary file"));
+    file.seek(SeekFrom::Start(from)).map_err(io())?;
+    file::zeros(from, to, |_, zeros| file.write_all(zeros).map_err(io()))
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

@@ -286,17 +286,11 @@ impl Writer {
 
     /// Extends the file, or leaves it as it is if there is no room.
     fn write_zeros(&self, len: u64) -> Result<()> {
-        let zeros = file::bytes(file::CHUNK, "a buffer of zeros")?;
         let from = self.map.len() as u64;
-        for at in (from..len).step_by(file::CHUNK) {
-            let end = (len - at).min(file::CHUNK as u64) as usize;
-            if let Err(error) = self.file.write_at(at, &zeros[..end]) {
-                // The first error is the one to report.
-                let _ = self.file.set_len(from);
-                return Err(error);
-            }
-        }
-        Ok(())
+        file::zeros(from, len, |at, zeros| self.file.write_at(at, zeros)).inspect_err(|_| {
+            // The first error is the one to report.
+            let _ = self.file.set_len(from);
+        })
     }
 
     fn flush(&mut self, layout: Layout) -> Result<()> {
