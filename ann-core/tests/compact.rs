@@ -370,7 +370,11 @@ fn what_is_refused() {
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(Hnsw::builder(8).code_bits(3)), "code_bits");
-    assert_eq!(refused(Hnsw::builder(8).vectors(None)), "code_bits");
+    assert_eq!(refused(Hnsw::builder(8).vectors(None).code_bits(0)), "code_bits");
+    for (dim, bits) in [(64, 8), (65, 4), (65_536, 4)] {
+        assert_eq!(Hnsw::builder(dim).vectors(None).build().unwrap().code_bits(), bits);
+        assert_eq!(Hnsw::builder(dim).build().unwrap().code_bits(), 0);
+    }
     assert_eq!(refused(Hnsw::builder(8).vectors(DType::I8)), "vectors");
 }
 

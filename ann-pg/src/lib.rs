@@ -11,6 +11,7 @@ mod cost;
 mod failure;
 mod functions;
 mod handle;
+mod heap;
 mod insert;
 mod method;
 mod options;

@@ -53,12 +53,16 @@ impl Method for AnnHnsw {
     ) -> Result<Hnsw<S>> {
         // SAFETY: the caller's.
         let options: HnswOptions = unsafe { options::of(index) };
-        Hnsw::builder(column.dim)
+        let builder = Hnsw::builder(column.dim)
             .metric(column.metric)
             .dtype(column.dtype)
             .m(options.m as usize)
             .ef_construction(options.ef_construction as usize)
-            .build_in(store)
+            .vectors(options::vectors(options.vectors, column.dtype));
+        match u8::try_from(options.code_bits) {
+            Ok(bits) => builder.code_bits(bits).build_in(store),
+            Err(_) => builder.build_in(store),
+        }
     }
 
     fn pool() -> usize {
@@ -84,7 +88,8 @@ impl Method for AnnDiskAnn {
             .metric(column.metric)
             .dtype(column.dtype)
             .degree(options.degree as usize)
-            .build_list_size(options.build_list_size as usize);
+            .build_list_size(options.build_list_size as usize)
+            .vectors(options::vectors(options.vectors, column.dtype));
         match u8::try_from(options.code_bits) {
             Ok(bits) => builder.code_bits(bits).build_in(store),
             Err(_) => builder.build_in(store),

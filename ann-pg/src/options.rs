@@ -3,9 +3,10 @@
 use pgrx::pg_sys;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::cell::Cell;
+use std::ffi::CStr;
 use std::mem::offset_of;
 
-use ann_core::Error;
+use ann_core::{DType, Error};
 
 use crate::failure::report;
 
@@ -18,6 +19,11 @@ pub struct HnswOptions {
     pub m: i32,
     /// Candidates among which a vector's links are chosen.
     pub ef_construction: i32,
+    /// Bits a coordinate of the codes that searches find their way by; -1 for none, or what suits the dimension where
+    /// vectors are left to the heap.
+    pub code_bits: i32,
+    /// Where vectors are kept, and as what: a number of [`vectors`].
+    pub vectors: i32,
 }
 
 /// Storage parameters of an `ann_diskann` index, as Postgres keeps them.
@@ -31,34 +37,70 @@ pub struct DiskAnnOptions {
     pub build_list_size: i32,
     /// Bits a coordinate of the codes beside links; -1 for what suits the dimension.
     pub code_bits: i32,
+    /// Where vectors are kept, and as what: a number of [`vectors`].
+    pub vectors: i32,
+}
+
+/// What `vectors` can be: elements in the index of this type, or nothing there. -1 is the column's own type.
+const VECTORS: [(&CStr, Option<DType>); 3] =
+    [(c"f32", Some(DType::F32)), (c"f16", Some(DType::F16)), (c"heap", None)];
+
+/// What an index on a column of type `own` keeps of vectors.
+pub fn vectors(option: i32, own: DType) -> Option<DType> {
+    let known = usize::try_from(option).ok().and_then(|at| VECTORS.get(at));
+    known.map_or(Some(own), |(_, dtype)| *dtype)
 }
 
 impl Default for HnswOptions {
     fn default() -> HnswOptions {
-        HnswOptions { length: 0, m: 16, ef_construction: 64 }
+        HnswOptions { length: 0, m: 16, ef_construction: 64, code_bits: -1, vectors: -1 }
     }
 }
 
 impl Default for DiskAnnOptions {
     fn default() -> DiskAnnOptions {
-        DiskAnnOptions { length: 0, degree: 32, build_list_size: 128, code_bits: -1 }
+        let (degree, build_list_size) = (32, 128);
+        DiskAnnOptions { length: 0, degree, build_list_size, code_bits: -1, vectors: -1 }
     }
 }
 
-impl DiskAnnOptions {
+/// Storage parameters of an access method.
+trait Options {
     /// Refuses values between those that are allowed: Postgres knows only the least and the greatest.
+    fn check(&self);
+}
+
+impl Options for HnswOptions {
     fn check(&self) {
-        let refuse = |name, value: i32, allowed: &str| {
-            let (value, allowed) = (value.to_string(), allowed.to_owned());
-            report(&Error::Parameter { name, value, allowed })
-        };
+        check_codes(self.code_bits, self.vectors);
+    }
+}
+
+impl Options for DiskAnnOptions {
+    fn check(&self) {
         if self.degree % 32 != 0 {
             refuse("degree", self.degree, "a multiple of 32 from 32 to 256");
         }
-        if !matches!(self.code_bits, -1 | 0 | 1 | 2 | 4 | 8) {
-            refuse("code_bits", self.code_bits, "-1, 0, 1, 2, 4 or 8");
-        }
+        check_codes(self.code_bits, self.vectors);
     }
+}
+
+fn check_codes(bits: i32, kept: i32) {
+    if !matches!(bits, -1 | 0 | 1 | 2 | 4 | 8) {
+        refuse("code_bits", bits, "-1, 0, 1, 2, 4 or 8");
+    }
+    if bits == 0 && vectors(kept, DType::F32).is_none() {
+        refuse(
+            "code_bits",
+            bits,
+            "1, 2, 4 or 8 with vectors = heap, or -1 for what suits the dimension",
+        );
+    }
+}
+
+fn refuse(name: &'static str, value: i32, allowed: &str) -> ! {
+    let (value, allowed) = (value.to_string(), allowed.to_owned());
+    report(&Error::Parameter { name, value, allowed })
 }
 
 /// What a scan does when the rows that one search has found are not enough.
@@ -76,6 +118,8 @@ pub enum IterativeScan {
 pub static HNSW_EF_SEARCH: GucSetting<i32> = GucSetting::<i32>::new(64);
 /// `ann.diskann_list_size`.
 pub static DISKANN_LIST_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
+/// `ann.rerank`.
+pub static RERANK: GucSetting<i32> = GucSetting::<i32>::new(0);
 /// `ann.max_scan_tuples`.
 pub static MAX_SCAN_TUPLES: GucSetting<i32> = GucSetting::<i32>::new(20_000);
 /// `ann.iterative_scan`.
@@ -119,6 +163,14 @@ pub fn register() {
         100_000,
     );
     int(
+        c"ann.rerank",
+        c"Rows that a scan fetches at a time where an index leaves vectors to the heap.",
+        c"The nearest by their codes, to be put in order by their distances; 0 for all that a search keeps.",
+        &RERANK,
+        0,
+        100_000,
+    );
+    int(
         c"ann.max_scan_tuples",
         c"Rows after which an index scan that goes on and on ends.",
         c"Rows that the index returns count, whether or not they pass the query's conditions.",
@@ -142,12 +194,17 @@ pub fn register() {
         let [hnsw, diskann] = kinds;
         add(hnsw, c"m", c"Links that a node can have on each level", (16, 2, 100));
         add(hnsw, c"ef_construction", c"Candidates for a vector's links", (64, 4, 10_000));
+        let text = c"Bits a coordinate of codes to search by: 0, 1, 2, 4 or 8; -1 for 0, or what suits without vectors";
+        add(hnsw, c"code_bits", text, (-1, -1, 8));
         add(diskann, c"degree", c"Links that a node can have: a multiple of 32", (32, 32, 256));
         let text = c"Candidates for a vector's links";
         add(diskann, c"build_list_size", text, (128, 4, 10_000));
         let text =
             c"Bits a coordinate of the codes beside links: 0, 1, 2, 4 or 8; -1 for what suits";
         add(diskann, c"code_bits", text, (-1, -1, 8));
+        for kind in kinds {
+            add_vectors(kind);
+        }
     }
 }
 
@@ -155,8 +212,8 @@ pub fn register() {
 /// The library is being loaded.
 unsafe fn add(
     kind: pg_sys::relopt_kind::Type,
-    name: &'static std::ffi::CStr,
-    text: &'static std::ffi::CStr,
+    name: &'static CStr,
+    text: &'static CStr,
     (default, min, max): (i32, i32, i32),
 ) {
     let lock = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
@@ -167,13 +224,40 @@ unsafe fn add(
     }
 }
 
-fn element(name: &'static std::ffi::CStr, offset: usize) -> pg_sys::relopt_parse_elt {
-    pg_sys::relopt_parse_elt {
-        optname: name.as_ptr(),
-        opttype: pg_sys::relopt_type::RELOPT_TYPE_INT,
-        offset: offset as i32,
-        ..Default::default()
+/// # Safety
+/// The library is being loaded.
+unsafe fn add_vectors(kind: pg_sys::relopt_kind::Type) {
+    let lock = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
+    let named = VECTORS.iter().map(|(name, _)| name.as_ptr());
+    let members = named.chain([std::ptr::null()]).zip(0..).map(|(name, number)| {
+        pg_sys::relopt_enum_elt_def { string_val: name.cast_mut(), symbol_val: number }
+    });
+    let members: Vec<_> = members.collect();
+    let text = c"What the index keeps of vectors: f32, f16, or heap for codes alone";
+    let allowed = c"Valid values are \"f32\", \"f16\" and \"heap\".";
+    // SAFETY: the caller's; names and members live for ever.
+    unsafe {
+        pg_sys::add_enum_reloption(
+            kind,
+            c"vectors".as_ptr(),
+            text.as_ptr(),
+            members.leak().as_mut_ptr(),
+            -1,
+            allowed.as_ptr(),
+            lock,
+        );
     }
+}
+
+fn element(name: &'static CStr, offset: usize) -> pg_sys::relopt_parse_elt {
+    let opttype = pg_sys::relopt_type::RELOPT_TYPE_INT;
+    let offset = offset as i32;
+    pg_sys::relopt_parse_elt { optname: name.as_ptr(), opttype, offset, ..Default::default() }
+}
+
+fn vectors_element(offset: usize) -> pg_sys::relopt_parse_elt {
+    let opttype = pg_sys::relopt_type::RELOPT_TYPE_ENUM;
+    pg_sys::relopt_parse_elt { opttype, ..element(c"vectors", offset) }
 }
 
 /// `amoptions` of ann_hnsw.
@@ -182,6 +266,8 @@ pub unsafe extern "C-unwind" fn hnsw(options: pg_sys::Datum, validate: bool) -> 
     let table = [
         element(c"m", offset_of!(HnswOptions, m)),
         element(c"ef_construction", offset_of!(HnswOptions, ef_construction)),
+        element(c"code_bits", offset_of!(HnswOptions, code_bits)),
+        vectors_element(offset_of!(HnswOptions, vectors)),
     ];
     // SAFETY: the table describes HnswOptions.
     unsafe { parse::<HnswOptions>(options, validate, KINDS.get()[0], &table) }
@@ -197,19 +283,15 @@ pub unsafe extern "C-unwind" fn diskann(
         element(c"degree", offset_of!(DiskAnnOptions, degree)),
         element(c"build_list_size", offset_of!(DiskAnnOptions, build_list_size)),
         element(c"code_bits", offset_of!(DiskAnnOptions, code_bits)),
+        vectors_element(offset_of!(DiskAnnOptions, vectors)),
     ];
     // SAFETY: the table describes DiskAnnOptions.
-    let parsed = unsafe { parse::<DiskAnnOptions>(options, validate, KINDS.get()[1], &table) };
-    // SAFETY: null, or what the table describes.
-    if validate && let Some(options) = unsafe { parsed.cast::<DiskAnnOptions>().as_ref() } {
-        options.check();
-    }
-    parsed
+    unsafe { parse::<DiskAnnOptions>(options, validate, KINDS.get()[1], &table) }
 }
 
 /// # Safety
 /// `table` describes `T`, which begins with a varlena's length.
-unsafe fn parse<T>(
+unsafe fn parse<T: Options>(
     options: pg_sys::Datum,
     validate: bool,
     kind: pg_sys::relopt_kind::Type,
@@ -218,7 +300,12 @@ unsafe fn parse<T>(
     // SAFETY: the caller's, and Postgres': `options` is what it has from the catalogue or from a command.
     unsafe {
         let (bytes, count) = (size_of::<T>(), table.len() as i32);
-        pg_sys::build_reloptions(options, validate, kind, bytes, table.as_ptr(), count).cast()
+        let parsed =
+            pg_sys::build_reloptions(options, validate, kind, bytes, table.as_ptr(), count);
+        if validate && let Some(options) = parsed.cast::<T>().as_ref() {
+            options.check();
+        }
+        parsed.cast()
     }
 }
 

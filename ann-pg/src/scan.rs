@@ -11,8 +11,9 @@ use crate::build::tid_of;
 use crate::column::{Column, elements, has_direction};
 use crate::failure::{OrReport, refuse};
 use crate::handle::{self, Handle};
+use crate::heap::Heap;
 use crate::method::Method;
-use crate::options::{ITERATIVE_SCAN, IterativeScan, MAX_SCAN_TUPLES};
+use crate::options::{ITERATIVE_SCAN, IterativeScan, MAX_SCAN_TUPLES, RERANK};
 
 /// What is searched for.
 enum Query {
@@ -20,19 +21,30 @@ enum Query {
     Halves(Vec<f16>),
 }
 
+/// A row that has been found.
+struct Found {
+    key: u64,
+    /// As the operator has it.
+    distance: f64,
+}
+
 /// A scan under way.
 struct Scan<M: Method> {
     graph: Option<Box<Handle<M>>>,
+    /// Where the index leaves vectors to the heap.
+    heap: Option<Heap>,
     column: Column,
     query: Option<Query>,
     /// The query is NULL, or has no direction: all distances are NULL or NaN, and all orders are right.
     unordered: bool,
     cursor: Option<Cursor>,
     searched: bool,
-    ready: VecDeque<Hit>,
+    /// Hits, nearest by their codes, whose rows have not been fetched yet.
+    waiting: VecDeque<Hit>,
+    ready: VecDeque<Found>,
     /// Keys that have been returned, for when the search has to begin anew.
     returned: HashSet<u64>,
-    last: f32,
+    last: f64,
 }
 
 /// Whether changes of a relation are logged.
@@ -62,14 +74,16 @@ pub unsafe extern "C-unwind" fn ambeginscan<M: Method>(
         let scan = pg_sys::RelationGetIndexScan(index, keys, orders);
         let state = Scan::<M> {
             graph: None,
+            heap: None,
             column: Column::of(index),
             query: None,
             unordered: false,
             cursor: None,
             searched: false,
+            waiting: VecDeque::new(),
             ready: VecDeque::new(),
             returned: HashSet::new(),
-            last: f32::NEG_INFINITY,
+            last: f64::NEG_INFINITY,
         };
         (*scan).opaque =
             PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(state).cast();
@@ -105,9 +119,10 @@ pub unsafe extern "C-unwind" fn amrescan<M: Method>(
             std::ptr::copy(orders, (*scan).orderByData, count as usize);
         }
         (state.query, state.cursor, state.searched) = (None, None, false);
+        state.waiting.clear();
         state.ready.clear();
         state.returned.clear();
-        state.last = f32::NEG_INFINITY;
+        state.last = f64::NEG_INFINITY;
     }
 }
 
@@ -118,8 +133,12 @@ pub unsafe extern "C-unwind" fn amendscan<M: Method>(scan: pg_sys::IndexScanDesc
     unsafe {
         let state = state::<M>(scan);
         state.cursor = None;
+        state.waiting = VecDeque::new();
         state.ready = VecDeque::new();
         state.returned = HashSet::new();
+        if let Some(heap) = state.heap.take() {
+            heap.close(scan);
+        }
         if let Some(graph) = state.graph.take() {
             handle::put::<M>((*scan).indexRelation, graph);
         }
@@ -174,25 +193,34 @@ pub unsafe extern "C-unwind" fn amgettuple<M: Method>(
             count_scan(scan);
             state.set_out(&*(*scan).orderByData);
             if state.graph.is_none() {
-                state.graph = Some(handle::take::<M>((*scan).indexRelation));
+                let graph = handle::take::<M>((*scan).indexRelation);
+                if graph.vectors().is_none() {
+                    state.heap = Some(Heap::open(scan));
+                }
+                state.graph = Some(graph);
             }
         }
-        let Some(hit) = state.next() else {
+        let Some(found) = state.next(scan) else {
             return false;
         };
-        (*scan).xs_heaptid = tid_of(hit.key);
+        (*scan).xs_heaptid = tid_of(found.key);
         (*scan).xs_recheck = false;
         (*scan).xs_recheckorderby = false;
-        let distance = f64::from(hit.distance);
-        let distance = match state.column.metric {
-            Metric::L2sq => distance.sqrt(),
-            _ => distance,
-        };
-        if let Some(datum) = distance.into_datum() {
+        if let Some(datum) = found.distance.into_datum() {
             *(*scan).xs_orderbyvals = datum;
         }
         *(*scan).xs_orderbynulls = state.unordered;
         true
+    }
+}
+
+impl Column {
+    /// A hit with its distance as the operator has it.
+    fn found(&self, hit: Hit) -> Found {
+        let distance = f64::from(hit.distance);
+        let distance =
+            if self.metric == Metric::L2sq { distance.max(0.0).sqrt() } else { distance };
+        Found { key: hit.key, distance }
     }
 }
 
@@ -230,17 +258,25 @@ impl<M: Method> Scan<M> {
     }
 
     /// The next row.
-    fn next(&mut self) -> Option<Hit> {
+    ///
+    /// # Safety
+    /// `scan` is the scan whose state this is, with its order key.
+    unsafe fn next(&mut self, scan: pg_sys::IndexScanDesc) -> Option<Found> {
         let mode = ITERATIVE_SCAN.get();
         loop {
-            while let Some(hit) = self.ready.pop_front() {
-                if mode == IterativeScan::Strict && hit.distance < self.last {
+            while let Some(found) = self.ready.pop_front() {
+                if mode == IterativeScan::Strict && found.distance < self.last {
                     continue;
                 }
-                if self.returned.insert(hit.key) {
-                    self.last = hit.distance;
-                    return Some(hit);
+                if self.returned.insert(found.key) {
+                    self.last = found.distance;
+                    return Some(found);
                 }
+            }
+            if !self.waiting.is_empty() {
+                // SAFETY: the caller's.
+                unsafe { self.measure(scan) };
+                continue;
             }
             let is_over = self.searched && mode == IterativeScan::Off;
             if is_over || self.returned.len() >= MAX_SCAN_TUPLES.get() as usize {
@@ -257,8 +293,39 @@ impl<M: Method> Scan<M> {
             if hits.is_empty() {
                 return None;
             }
-            self.ready.extend(hits);
+            match self.heap.is_some() {
+                true => self.waiting.extend(hits),
+                false => self.ready.extend(hits.into_iter().map(|hit| self.column.found(hit))),
+            }
         }
+    }
+
+    /// Puts rows that wait in the order of their distances.
+    ///
+    /// # Safety
+    /// As [`Scan::next`].
+    unsafe fn measure(&mut self, scan: pg_sys::IndexScanDesc) {
+        let count = match RERANK.get() as usize {
+            0 => self.waiting.len(),
+            rerank => rerank.min(self.waiting.len()),
+        };
+        let hits = self.waiting.drain(..count);
+        let Some(heap) = self.heap.as_mut().filter(|_| !self.unordered) else {
+            self.ready.extend(hits.map(|hit| self.column.found(hit)));
+            return;
+        };
+        let mut measured = Vec::with_capacity(count);
+        for Hit { key, .. } in hits {
+            pgrx::check_for_interrupts!();
+            // SAFETY: the caller's.
+            if let Some(distance) = unsafe { heap.distance(scan, key) } {
+                measured.push(Found { key, distance });
+            }
+        }
+        // SAFETY: the caller's.
+        unsafe { heap.rest(scan) };
+        measured.sort_by(|a, b| a.distance.total_cmp(&b.distance));
+        self.ready.extend(measured);
     }
 
     fn search(&mut self) -> Result<Vec<Hit>> {

@@ -40,7 +40,7 @@ def running(work: list[Callable[[], None]]) -> Iterator[None]:
         raise errors[0]
 
 
-def make(db: psycopg.Connection[Any], method: str, rows: int = 1000) -> None:
+def make(db: psycopg.Connection[Any], method: str, rows: int = 1000, vectors: str = "f32") -> None:
     """The table that the clients of a method work on."""
     db.execute(f"DROP TABLE IF EXISTS {method}_t")
     db.execute(f"CREATE TABLE {method}_t (id bigint, v vector({DIM}))")
@@ -48,7 +48,7 @@ def make(db: psycopg.Connection[Any], method: str, rows: int = 1000) -> None:
     options = {"ann_hnsw": "ef_construction = 60", "ann_diskann": "build_list_size = 60"}
     db.execute(
         f"CREATE INDEX {method}_i ON {method}_t USING {method} (v vector_l2_ops)"
-        f" WITH ({options[method]})"
+        f" WITH ({options[method]}, vectors = {vectors})"
     )
     db.execute(f"ALTER TABLE {method}_t SET (autovacuum_enabled = off)")
 

@@ -166,6 +166,7 @@ def test_operator_classes_of_others_are_refused(db: Db, method: str) -> None:
 OPTIONS = [
     ("ann_hnsw", "m", 2, 100),
     ("ann_hnsw", "ef_construction", 4, 10000),
+    ("ann_hnsw", "code_bits", -1, 8),
     ("ann_diskann", "degree", 32, 256),
     ("ann_diskann", "build_list_size", 4, 10000),
     ("ann_diskann", "code_bits", -1, 8),
@@ -196,8 +197,9 @@ def test_storage_parameters_are_checked(
         assert value(db, "SELECT reloptions FROM pg_class WHERE relname = 'i'") == [
             f"{option}={right}"
         ]
-    others = {other for name, other, _, _ in OPTIONS if name != method} | {"fillfactor", "lists"}
-    for other in sorted(others):
+    known = {name for own, name, _, _ in OPTIONS if own == method}
+    others = {name for _, name, _, _ in OPTIONS} | {"fillfactor", "lists"}
+    for other in sorted(others - known):
         with pytest.raises(errors.InvalidParameterValue, match=f'unrecognized.*"{other}"'):
             db.execute(f"ALTER INDEX i SET ({other} = 32)")
     db.execute(f"ALTER INDEX i RESET ({option})")
@@ -233,6 +235,7 @@ def test_values_between_those_that_are_allowed(
 SETTINGS = {
     "ann.hnsw_ef_search": ("1 .. 100000", ("0", "-1", "100001", "99999999999", "'x'")),
     "ann.diskann_list_size": ("1 .. 100000", ("0", "-1", "100001", "''")),
+    "ann.rerank": ("0 .. 100000", ("-1", "100001", "''")),
     "ann.max_scan_tuples": ("1 .. 2147483647", ("0", "-1", "2147483648")),
     "ann.iterative_scan": ("off, relaxed, strict", ("maybe", "''", "1")),
 }

@@ -12,10 +12,11 @@ from conftest import METHODS, clustered, recall
 from embedded import Server
 
 
+@pytest.mark.parametrize("vectors", ["f32", "heap"])
 @pytest.mark.parametrize("method", METHODS)
-def test_ten_clients(server: Server, method: str) -> None:
+def test_ten_clients(server: Server, method: str, vectors: str) -> None:
     with server.connect() as db:
-        make(db, method)
+        make(db, method, vectors=vectors)
         end = time.monotonic() + 8
         over = lambda: time.monotonic() > end  # noqa: E731
         work: list[Callable[[], None]] = [

@@ -7,7 +7,8 @@ use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
 use crate::rows::{
-    Array, Coder, Kind, LINKS, MAX_ALPHA, Meta, Rows, Space, UPPER, VECTORS, by_node, check_compact,
+    Array, Coder, Kind, LINKS, MAX_ALPHA, Meta, Rows, Space, UPPER, VECTORS, by_node,
+    check_compact, compact_bits,
 };
 
 use super::{DiskAnn, MAX_DEGREE, parts};
@@ -242,12 +243,10 @@ impl DiskAnnBuilder {
             bits if fused_fits(&bits.unwrap_or(1)) => Placement::Fused,
             _ => Placement::Compact,
         });
-        let suits: &[u8] = match (placement, self.dim) {
-            (Placement::Fused, ..=64) => &[4, 2, 1],
-            (Placement::Fused, 65..=160) => &[2, 1],
-            (Placement::Fused, _) => &[1],
-            (Placement::Compact, ..=64) => &[8, 4, 2, 1],
-            (Placement::Compact, _) => &[4, 2, 1],
+        let suits: &[u8] = match self.dim {
+            ..=64 => &[4, 2, 1],
+            65..=160 => &[2, 1],
+            _ => &[1],
         };
         let (bits, bytes) = match placement {
             Placement::Fused => {
@@ -256,8 +255,7 @@ impl DiskAnnBuilder {
                 (bits, self.list(bits))
             }
             Placement::Compact => {
-                let best = suits.iter().copied().find(compact_fits).unwrap_or(1);
-                let bits = self.code_bits.unwrap_or(best);
+                let bits = self.code_bits.unwrap_or(compact_bits(self.dim, room));
                 check_compact(bits)?;
                 (bits, Coder::stride_of(self.dim, bits).max(4 * self.degree))
             }

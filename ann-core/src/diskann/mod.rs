@@ -9,7 +9,6 @@
 
 mod builder;
 
-use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Fused, Graph, Shape, Shaped, Topology};
 use crate::page::{MemStore, PageStore};
@@ -132,11 +131,6 @@ impl<S: PageStore> DiskAnn<S> {
     /// How much nearer than a node the neighbour has to be that stands in for it.
     pub fn alpha(&self) -> f32 {
         self.rows.meta.alpha()
-    }
-
-    /// What vectors are stored as; `None` if only their codes are.
-    pub fn vectors(&self) -> Option<DType> {
-        self.rows.has_vectors().then_some(self.rows.space.stored)
     }
 
     /// Bits a coordinate of the codes; 0 if there are none.

@@ -95,6 +95,11 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         &self.rows.store
     }
 
+    /// What vectors are stored as; `None` if only their codes are.
+    pub fn vectors(&self) -> Option<DType> {
+        self.rows.has_vectors().then_some(self.rows.space.stored)
+    }
+
     /// Takes removed vectors out of the graph and frees their slots. Removing does that by itself once a tenth
     /// of the graph is removed vectors.
     ///

@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
-use crate::rows::{Array, Coder, Kind, LINKS, Rows, Space, UPPER, by_node, check_compact};
+use crate::rows::{
+    Array, Coder, Kind, LINKS, Rows, Space, UPPER, by_node, check_compact, compact_bits,
+};
 
 use super::Hnsw;
 
@@ -17,7 +19,7 @@ pub struct HnswBuilder {
     dtype: DType,
     m: usize,
     ef_construction: usize,
-    code_bits: u8,
+    code_bits: Option<u8>,
     vectors: Option<DType>,
     keeps_vectors: bool,
     seed: u64,
@@ -32,7 +34,7 @@ impl HnswBuilder {
             dtype: DType::F32,
             m: 16,
             ef_construction: 200,
-            code_bits: 0,
+            code_bits: None,
             vectors: None,
             keeps_vectors: true,
             seed: 0,
@@ -67,9 +69,9 @@ impl HnswBuilder {
     }
 
     /// Bits a coordinate of codes by node: 1, 2, 4 or 8, which searches find their way by before they read the vectors of
-    /// what could be a result; 0, which it is unless it is set, for none.
+    /// what could be a result; 0 for none. Unless it is set, 0 where vectors are kept, else 4, or 8 up to 64 dimensions.
     pub fn code_bits(mut self, code_bits: u8) -> HnswBuilder {
-        self.code_bits = code_bits;
+        self.code_bits = Some(code_bits);
         self
     }
 
@@ -101,7 +103,7 @@ impl HnswBuilder {
         let space = self.space()?;
         let record = match self.keeps_vectors {
             true => space.stride(),
-            false => Coder::stride_of(self.dim, self.code_bits),
+            false => Coder::stride_of(self.dim, self.bits(MAX_PAGE_SIZE)),
         };
         let page_size = Array::page_size(record.min(MAX_PAGE_SIZE - HEADER));
         self.build_in(MemStore::new(page_size)?)
@@ -114,9 +116,9 @@ impl HnswBuilder {
     /// store.
     pub fn build_in<S: PageStore>(self, store: S) -> Result<Hnsw<S>> {
         let space = self.space()?;
-        if self.code_bits > 0 {
-            let (bytes, page_size) =
-                (Coder::stride_of(self.dim, self.code_bits), store.page_size());
+        let bits = self.bits(store.page_size());
+        if bits > 0 {
+            let (bytes, page_size) = (Coder::stride_of(self.dim, bits), store.page_size());
             if bytes > page_size - HEADER {
                 let enough = (bytes + HEADER).next_power_of_two();
                 let allowed = format!("at least {enough}, for a code of {bytes} bytes");
@@ -124,8 +126,8 @@ impl HnswBuilder {
             }
         }
         let rows = Rows::create(store, Kind::Hnsw, space, |meta| {
-            if self.code_bits > 0 {
-                by_node(meta, self.code_bits, self.keeps_vectors);
+            if bits > 0 {
+                by_node(meta, bits, self.keeps_vectors);
             }
             meta.arrays[LINKS].stride = (8 * self.m as u32).into();
             meta.arrays[UPPER].stride = (4 * self.m as u32).into();
@@ -136,6 +138,14 @@ impl HnswBuilder {
         Hnsw::from_rows(rows)
     }
 
+    /// Bits a coordinate of the codes, on pages of this size.
+    fn bits(&self, page_size: usize) -> u8 {
+        self.code_bits.unwrap_or_else(|| match self.keeps_vectors {
+            true => 0,
+            false => compact_bits(self.dim, page_size - HEADER),
+        })
+    }
+
     fn space(&self) -> Result<Space> {
         if !(2..=256).contains(&self.m) {
             return Err(Error::parameter("m", self.m, "from 2 to 256"));
@@ -144,8 +154,9 @@ impl HnswBuilder {
             let allowed = "from 1 to 100000";
             return Err(Error::parameter("ef_construction", self.ef_construction, allowed));
         }
-        if self.code_bits > 0 || !self.keeps_vectors {
-            check_compact(self.code_bits)?;
+        let bits = self.bits(MAX_PAGE_SIZE);
+        if bits > 0 || !self.keeps_vectors {
+            check_compact(bits)?;
         }
         let stored = self.vectors.unwrap_or(self.dtype);
         Space::narrowed(self.dim, self.dtype, stored, self.metric, self.isa)

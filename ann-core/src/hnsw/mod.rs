@@ -5,7 +5,6 @@
 
 mod builder;
 
-use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Shape, Shaped, Topology};
 use crate::page::{MemStore, PageStore};
@@ -72,11 +71,6 @@ impl<S: PageStore> Hnsw<S> {
     /// Bits a coordinate of the codes by node; 0 if there are none.
     pub fn code_bits(&self) -> u8 {
         self.rows.meta.code_bits
-    }
-
-    /// What vectors are stored as; `None` if only their codes are.
-    pub fn vectors(&self) -> Option<DType> {
-        self.rows.has_vectors().then_some(self.rows.space.stored)
     }
 
     /// Size of the candidate pool while building.

@@ -76,6 +76,13 @@ pub(crate) fn check_compact(bits: u8) -> Result<()> {
     }
 }
 
+/// Bits a coordinate of codes by node that suit a dimension, fewer if a code is to fit so many bytes.
+pub(crate) fn compact_bits(dim: usize, room: usize) -> u8 {
+    let suits: &[u8] = if dim <= 64 { &[8, 4, 2] } else { &[4, 2] };
+    let fits = |&bits: &u8| Coder::stride_of(dim, bits) <= room;
+    suits.iter().copied().find(fits).unwrap_or(1)
+}
+
 /// Says in a meta page that codes are by node, and whether vectors are kept beside them.
 pub(crate) fn by_node(meta: &mut Meta, bits: u8, keeps_vectors: bool) {
     (meta.by_node, meta.code_bits) = (1, bits);

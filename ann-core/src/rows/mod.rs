@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, IntoBytes};
 pub(crate) use array::Array;
 pub(crate) use change::Change;
 use codes::CENTRE_FLOATS;
-pub(crate) use codes::{Coder, Workshop, by_node, check_compact};
+pub(crate) use codes::{Coder, Workshop, by_node, check_compact, compact_bits};
 pub(crate) use exact::{Batch, Copies, nearest};
 pub use filter::Filter;
 pub(crate) use filter::{Matcher, Plan};
