@@ -5,6 +5,7 @@ mod common;
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
+use ann_core::testing::Rng;
 use ann_core::{AddOptions, Element, Filter, Flat, Hnsw, Index, Metric, Search};
 use common::{SmallSet, mean_recall, small_set};
 use half::f16;
@@ -255,4 +256,19 @@ fn directions_of_the_shortest_vectors() {
             }
         }
     }
+}
+
+/// Clusters so far apart that a byte a coordinate would not tell the vectors of one from one another.
+#[test]
+fn near_ones_among_far_ones() {
+    const DIM: usize = 64;
+    let mut rng = Rng(5);
+    let centres = Array2::from_shape_simple_fn((12, DIM), || common::normal(&mut rng) * 1000.0);
+    let near = |rng: &mut Rng, n| {
+        Array2::from_shape_fn((n, DIM), |(row, column)| {
+            centres[(row % 12, column)] + common::normal(rng)
+        })
+    };
+    let (base, queries) = (near(&mut rng, 6000), near(&mut rng, 240));
+    clears(Metric::L2sq, &base, &queries, &[(10, 0.88)]);
 }

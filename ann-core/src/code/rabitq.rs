@@ -84,7 +84,11 @@ fn encode_here(
     let level = |&code: &u8| f64::from(f32::from(code) - middle);
     let value = |value: &f32| f64::from(*value);
     let square = sum(residual, residual, value, value);
-    let levels = sum(codes, codes, level, level);
+    // One bit is a half, up or down.
+    let levels = match bits {
+        1 => residual.len() as f64 / 4.0,
+        _ => sum(codes, codes, level, level),
+    };
     let product = sum(codes, residual, level, value);
     if square == 0.0 {
         return Code::default();
@@ -93,13 +97,15 @@ fn encode_here(
     let factor = square / product;
     let centre = centre.unwrap_or_default();
     let with_levels = sum(codes, centre, level, value);
-    let with_residual = sum(residual, centre, value, value);
     // The squared cosine of the angle between residual and code, and how far a random direction strays.
     let cosine = (product / levels * (product / square)).min(1.0);
     let strays = ((1.0 - cosine) / (cosine * (residual.len() - 1).max(1) as f64)).sqrt();
     let (add, mul, error) = match op {
         Op::L2sq => (square + 2.0 * factor * with_levels, -2.0 * factor, 2.0),
-        Op::Dot => (factor * with_levels - with_residual, -factor, 1.0),
+        Op::Dot => {
+            let with_residual = sum(residual, centre, value, value);
+            (factor * with_levels - with_residual, -factor, 1.0)
+        }
     };
     Code { add: add as f32, mul: mul as f32, error: (error * square.sqrt() * strays) as f32 }
 }

@@ -2,8 +2,8 @@
 //!
 //! 1. The vectors are cut into overlapping leaves (see `leaves`). Each finds its nearest among the members of its
 //!    leaves, which makes a coarse graph, and its nearest among a sample of those: neighbours farther away.
-//! 2. Each searches the coarse graph, starting from itself, for its true neighbours, and chooses links among these
-//!    and those of the sample.
+//! 2. Each searches the coarse graph, starting from itself, for its true neighbours, by vectors in bytes where that is
+//!    good enough (see `bytes`), and chooses links among these and those of the sample.
 //! 3. The links are made to go both ways; from lists that become too long is chosen once more.
 //!
 //! Every step works on a set of nodes in parallel and depends on the steps before it only, so the result is the same
@@ -18,9 +18,10 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::kernel;
 use crate::page::PageStore;
-use crate::rows::{NONE, Rows};
+use crate::rows::{Batch, NONE, Probe, Rows};
 use crate::seed::mix;
 
+use super::bytes::Bytes;
 use super::leaves::{self, Cut, Points, neighbours};
 use super::prune::{Candidate, Pruner};
 use super::search::{Met, Scratch};
@@ -95,6 +96,8 @@ pub(crate) struct Level {
     finds: [Vec<Mutex<Near>>; 2],
     /// And after it: the coarse graph, and the neighbours in the sample.
     found: [Vec<Places>; 2],
+    /// The vectors by place in bytes, while links are chosen.
+    bytes: Option<Bytes>,
     /// What each node has chosen, with distances: the links that the rule kept, then others that fill its list, then
     /// [`NONE`]; as many entries a node as a list has.
     chosen: Vec<(f32, u32)>,
@@ -123,6 +126,7 @@ impl Level {
             joined: 0,
             finds: [empty(), empty()],
             found: Default::default(),
+            bytes: None,
             chosen: Vec::new(),
             kept: Vec::new(),
             back: Vec::new(),
@@ -165,7 +169,7 @@ impl Level {
         if self.joined < self.leaves.len() {
             self.join(points);
         } else if self.kept.len() < self.order.len() {
-            self.choose(rows)?;
+            self.choose(rows, points)?;
         } else if self.lists.len() < self.order.len() * self.width {
             self.link_both_ways(rows)?;
         } else {
@@ -208,44 +212,106 @@ impl Level {
     }
 
     /// Chooses the links of some nodes.
-    fn choose<S: PageStore>(&mut self, rows: &Rows<S>) -> Result<()> {
+    fn choose<S: PageStore, T: Element>(
+        &mut self,
+        rows: &Rows<S>,
+        points: &Points<'_, T>,
+    ) -> Result<()> {
         let (from, width) = (self.kept.len(), self.width);
+        if from == 0 {
+            self.bytes = Bytes::new(points, &self.order, &rows.space);
+        }
         let to = self.order.len().min(from + step_nodes(rows, self.pool));
         let mut chosen = std::mem::take(&mut self.chosen);
         chosen.resize(to * width, (0.0, NONE));
         let level = &*self;
-        let kept: Result<Vec<u16>> = chosen[from * width..]
+        let kept: Result<Vec<(u16, bool)>> = chosen[from * width..]
             .par_chunks_mut(width)
             .zip(from..to)
             .with_min_len(16)
             .map_init(
                 || (Scratch::default(), Pruner::default(), Vec::new()),
                 |(scratch, pruner, met), (chosen, place)| {
-                    let mut list = level.candidates(rows, place, scratch, met)?;
+                    let (mut list, by_bytes) = level.candidates(rows, place, scratch, met)?;
                     let kept = pruner.choose(rows, &mut list, width)?;
                     for (chosen, link) in chosen.iter_mut().zip(list) {
                         *chosen = (link.distance, link.id);
                     }
-                    Ok(kept as u16)
+                    Ok((kept as u16, by_bytes))
                 },
             )
             .collect();
         self.chosen = chosen;
-        self.kept.extend(kept?);
+        let kept = kept?;
+        let by_bytes = kept.iter().filter(|kept| kept.1).count();
+        // Where noise chooses most of the time, looking for it costs more than bytes save.
+        if 2 * by_bytes < kept.len() || self.kept.len() + kept.len() == self.order.len() {
+            self.bytes = None;
+        }
+        self.kept.extend(kept.iter().map(|kept| kept.0));
         Ok(())
     }
 
-    /// What a node chooses from: what a search from itself finds, and its neighbours in the sample.
+    /// What a node chooses from: what a search from itself finds, and its neighbours in the sample. And whether it was by
+    /// bytes.
     fn candidates<S: PageStore>(
         &self,
         rows: &Rows<S>,
         place: usize,
         scratch: &mut Scratch,
         met: &mut Vec<u32>,
-    ) -> Result<Vec<Candidate>> {
+    ) -> Result<(Vec<Candidate>, bool)> {
         let slot = |&place: &u32| self.slots[place as usize];
-        let [near, sample] = &self.found;
+        let sample = &self.found[1];
+        let mut by_bytes = false;
+        if let Some(bytes) = &self.bytes {
+            bytes.probe(place, &mut scratch.probe);
+            self.search(place, scratch, met, |batch, probe, bound| {
+                bytes.score(batch, probe, bound);
+                Ok(())
+            })?;
+            let farthest = scratch.pool.admitted().last().map_or(0.0, |last| last.0);
+            by_bytes = !Bytes::is_noise(farthest);
+        }
         rows.row_probe(self.slots[place], &mut scratch.row, &mut scratch.probe)?;
+        let mut list: Vec<Candidate> = Vec::new();
+        if !by_bytes {
+            self.search(place, scratch, met, |batch, probe, bound| {
+                batch.ids.iter_mut().for_each(|id| *id = slot(id));
+                batch.score_below(rows, probe, bound)
+            })?;
+            let found = scratch.pool.admitted().filter(|&(_, id)| id != place as u32);
+            list.extend(found.map(|(distance, id)| candidate(distance, slot(&id))));
+        }
+        let Scratch { pool, batch, probe, .. } = scratch;
+        batch.ids.clear();
+        if by_bytes {
+            let found = pool.admitted().filter(|&(_, id)| id != place as u32);
+            batch.ids.extend(found.map(|(_, id)| slot(&id)));
+        }
+        let found = batch.ids.len();
+        for id in sample[place].iter().take_while(|&&place| place != NONE).map(slot) {
+            let is_known = batch.ids[..found].contains(&id);
+            if !is_known && !list.iter().any(|candidate| candidate.id == id) {
+                batch.ids.push(id);
+            }
+        }
+        batch.score(rows, probe)?;
+        let scored = batch.ids.iter().zip(&batch.distances);
+        list.extend(scored.map(|(&id, &distance)| candidate(distance, id)));
+        list.sort_unstable_by(Candidate::order);
+        Ok((list, by_bytes))
+    }
+
+    /// Searches the coarse graph from a node for what is near the scratch's probe. `score` takes a batch of places.
+    fn search(
+        &self,
+        place: usize,
+        scratch: &mut Scratch,
+        met: &mut Vec<u32>,
+        mut score: impl FnMut(&mut Batch, &Probe, f32) -> Result<()>,
+    ) -> Result<()> {
+        let near = &self.found[0];
         scratch.pool.reset(self.pool, f32::NEG_INFINITY, false);
         scratch.visited.reset(self.order.len() as u32);
         scratch.visited.insert(place as u32);
@@ -266,29 +332,13 @@ impl Level {
                     count += usize::from(visited.insert(place) == Some(true));
                 }
                 met.truncate(count);
-                batch.ids.clear();
-                batch.ids.extend(met.iter().map(slot));
-                batch.score_below(rows, probe, step.bound)?;
+                batch.ids.clone_from(met);
+                score(batch, probe, step.bound)?;
                 batch.ids.clone_from(met);
                 Ok(None)
             },
             &mut |_| Ok(true),
-        )?;
-        let Scratch { pool, batch, probe, .. } = scratch;
-        let found = pool.admitted().filter(|&(_, id)| id != place as u32);
-        let mut list: Vec<Candidate> = found
-            .map(|(distance, id)| Candidate { distance, id: slot(&id), tree: false })
-            .collect();
-        batch.ids.clear();
-        let new = |id: &u32| !list.iter().any(|candidate| candidate.id == *id);
-        batch
-            .ids
-            .extend(sample[place].iter().take_while(|&&place| place != NONE).map(slot).filter(new));
-        batch.score(rows, probe)?;
-        let scored = batch.ids.iter().zip(&batch.distances);
-        list.extend(scored.map(|(&id, &distance)| Candidate { distance, id, tree: false }));
-        list.sort_unstable_by(Candidate::order);
-        Ok(list)
+        )
     }
 
     /// Turns "has chosen" round: who was chosen by whom.
@@ -322,7 +372,7 @@ impl Level {
         let to = self.order.len().min(from + step_nodes(rows, USUAL_POOL));
         self.lists.resize(to * width, NONE);
         let Level { chosen, kept, back, ends, lists, .. } = self;
-        let candidate = |&(distance, id): &(f32, u32)| Candidate { distance, id, tree: false };
+        let candidate = |&(distance, id): &(f32, u32)| candidate(distance, id);
         let done: Result<()> = lists[from * width..]
             .par_chunks_mut(width)
             .zip(from..to)
@@ -349,6 +399,10 @@ impl Level {
             .collect();
         done
     }
+}
+
+fn candidate(distance: f32, id: u32) -> Candidate {
+    Candidate { distance, id, tree: false }
 }
 
 /// For each of these ids, at which place it stands; [`NONE`] for what is not among them.

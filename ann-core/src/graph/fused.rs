@@ -150,8 +150,7 @@ impl Fused {
             rows.record(arrays[0], record, |bytes| known.extend(links::each(bytes).map(target)))?;
             rows.record(arrays[1], record, |bytes| known_codes.extend_from_slice(bytes))?;
         }
-        rows.row(id, row)?;
-        rows.space.floats(row, centre);
+        rows.floats(id, row, centre)?;
         self.rotation.apply(centre, rotated_centre);
         let mut bytes = vec![0; self.bytes()];
         // Most links of a list that changes stay in their places.
@@ -174,8 +173,10 @@ impl Fused {
                 fastscan::put(&mut bytes[planes], self.bits, at % BLOCK, code);
                 continue;
             }
-            rows.row(target(link), row)?;
-            rows.space.floats(row, residual);
+            if let Some(&next) = list.get(at + 1) {
+                rows.prefetch(VECTORS, target(next));
+            }
+            rows.floats(target(link), row, residual)?;
             residual.iter_mut().zip(&*centre).for_each(|(value, centre)| *value -= centre);
             self.rotation.apply(residual, rotated);
             let op = match rows.space.metric {

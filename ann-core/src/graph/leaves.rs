@@ -147,7 +147,19 @@ impl<'a, T: Element> Points<'a, T> {
         Ok(exact)
     }
 
-    fn fill(&self, row: usize, out: &mut [f32]) {
+    /// The largest coordinate of a sample of these rows.
+    pub(super) fn largest(&self, rows: &[u32]) -> f32 {
+        let mut point = vec![0f32; self.mean.len()];
+        let mut largest = 0f32;
+        for &row in rows.iter().step_by(rows.len().div_ceil(SAMPLE).max(1)) {
+            self.fill(row as usize, &mut point);
+            largest = point.iter().fold(largest, |largest, value| largest.max(value.abs()));
+        }
+        largest
+    }
+
+    /// Replaces `out` with the floats of a row.
+    pub(super) fn fill(&self, row: usize, out: &mut [f32]) {
         self.center(row, out);
         out.iter_mut().for_each(|value| *value = (*value * self.scale).clamp(-FARTHEST, FARTHEST));
     }

@@ -4,6 +4,7 @@
 mod apply;
 pub(crate) mod best;
 pub(crate) mod bulk;
+mod bytes;
 mod compact;
 mod entries;
 pub(crate) mod fused;

@@ -7,6 +7,7 @@ use crate::page::{MemStore, PageStore};
 use crate::rows::{CODES, LINKS, NODES, NONE, UPPER, VECTORS};
 
 use super::bulk::Level;
+use super::bytes::Bytes;
 use super::insert::{MAX_BATCH, is_loaded};
 use super::leaves;
 use super::load::LOAD_ROWS;
@@ -135,7 +136,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Bytes of a row that is loaded.
     fn loaded_row(&self) -> u64 {
         let exact = if self.rows.has_vectors() { 0 } else { self.rows.space.stride() };
-        (Level::bytes_a_row(self.width(0)) + leaves::BYTES_A_ROW + exact) as u64
+        let bytes = Bytes::stride_of(&self.rows.space).unwrap_or(0);
+        (Level::bytes_a_row(self.width(0)) + leaves::BYTES_A_ROW + exact + bytes) as u64
     }
 
     /// Bytes of what leaves are multiplied in.

@@ -290,6 +290,17 @@ impl<S: PageStore> Rows<S> {
         self.copy(VECTORS, id, out)
     }
 
+    /// Replaces `out` with the floats of a row; see [`Space::floats`]. `copy` is scratch, used where the row is not in one
+    /// piece.
+    pub(crate) fn floats(&self, id: u32, copy: &mut Vec<u8>, out: &mut Vec<f32>) -> Result<()> {
+        if self.array(VECTORS)?.span() == 1 {
+            return self.record(VECTORS, id, |row| self.space.floats(row, out));
+        }
+        self.row(id, copy)?;
+        self.space.floats(copy, out);
+        Ok(())
+    }
+
     /// Copies a record, on however many pages it lies, replacing `out`.
     pub(crate) fn copy(&self, number: usize, id: u32, out: &mut Vec<u8>) -> Result<()> {
         out.clear();
