@@ -194,6 +194,16 @@ pub(crate) fn check_radius(radius: f32) -> Result<()> {
     }
 }
 
+/// What it takes to add rows, all at one go. See [`crate::Graph::needs`] and [`crate::IvfPq::needs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Needs {
+    /// Bytes of pages that the index will have more.
+    pub pages: u64,
+    /// Bytes of memory beside pages and the rows themselves, at most and about, until the rows are in.
+    pub memory: u64,
+}
+
 /// What to do while rows are added: how many threads, and whom to tell.
 #[derive(Default)]
 #[non_exhaustive]

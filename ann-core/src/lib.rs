@@ -38,6 +38,7 @@ mod open;
 mod page;
 mod rows;
 mod seed;
+mod shared;
 mod threads;
 
 pub use diskann::{DiskAnn, DiskAnnBuilder, Placement, Vamana};
@@ -46,13 +47,13 @@ pub use error::{Error, Result};
 pub use flat::{Flat, FlatBuilder};
 #[doc(hidden)]
 pub use graph::plain;
-pub use graph::{Graph, Insertion, Needs, Sweep, Topology};
+pub use graph::{Graph, Insertion, Sweep, Topology};
 pub use hnsw::{Hierarchy, Hnsw, HnswBuilder};
 pub use index::{
     AddOptions, Cost, Cursor, DEFAULT_EF, Exact, Filter, Hit, Index, Layout, MAX_BEAM, MAX_EF,
-    Search, Stats,
+    Needs, Search, Stats,
 };
-pub use ivfpq::{IvfPq, IvfPqBuilder, IvfPqSteps, Tuned};
+pub use ivfpq::{IvfPq, IvfPqBuilder, IvfPqSteps, IvfPqSweep, Tuned};
 pub use kernel::Isa;
 pub use metric::Metric;
 pub use open::{AnyIndex, open, open_writable};
@@ -63,6 +64,7 @@ pub use page::{
 #[doc(hidden)]
 pub use page::{conformance, testing};
 pub use rows::Kind;
+pub use shared::SharedIndex;
 
 /// The quick start of the project's README, run as written.
 #[cfg(doctest)]

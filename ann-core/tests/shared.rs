@@ -7,7 +7,8 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ann_core::testing::{Common, Rng};
-use ann_core::{DiskAnn, Error, Graph, Hnsw, Index, MemStore, Metric, Search, Topology};
+use ann_core::{DiskAnn, Error, Graph, Hnsw, Index, IvfPq, MemStore, Metric, Search};
+use ann_core::{SharedIndex, Topology};
 use common::oracle::Oracle;
 use ndarray::Array2;
 
@@ -15,7 +16,7 @@ const DIM: usize = 8;
 const WRITERS: usize = 4;
 const ROWS: usize = 2000;
 
-type Open<K> = fn(Common) -> ann_core::Result<Graph<Common, K>>;
+type Open<I> = fn(Common) -> ann_core::Result<I>;
 
 fn store() -> Common {
     Common::new(MemStore::new(4096).unwrap())
@@ -39,13 +40,24 @@ fn rows() -> Array2<f32> {
     rows
 }
 
-fn sweep<K: Topology>(index: &mut Graph<Common, K>) {
+fn ivfpq(store: Common, metric: Metric) {
+    IvfPq::builder(DIM).metric(metric).train_at(100).build_in(store).unwrap();
+}
+
+fn sweep(index: &mut impl SharedIndex) {
     let mut sweep = index.begin_sweep(100).unwrap();
-    while sweep.step(index).unwrap() {}
+    while index.step(&mut sweep).unwrap() {}
+}
+
+/// What an insertion or a sweep is followed by, if it is due.
+fn renew<K: Topology>(index: &mut Graph<Common, K>) {
+    if index.needs_entries() {
+        index.renew_entries().unwrap();
+    }
 }
 
 /// Searches as a database does: anew whenever the graph has changed too much.
-fn search<K: Topology>(index: &mut Graph<Common, K>, query: &[f32], k: usize) -> Vec<u64> {
+fn search(index: &mut impl SharedIndex, query: &[f32], k: usize) -> Vec<u64> {
     loop {
         let mut cursor = index.cursor(query, 64).unwrap();
         match index.next_hits(&mut cursor) {
@@ -58,7 +70,13 @@ fn search<K: Topology>(index: &mut Graph<Common, K>, query: &[f32], k: usize) ->
 
 /// `bar` is how many of 500 nearest must be found. The order of insertions, and which sweeps come between them, are the
 /// threads' own and differ each time: of 28 runs each, HNSW found 493 to 500, DiskANN with its one level 453 to 500.
-fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Metric, bar: usize) {
+fn all_at_once<I: SharedIndex>(
+    make: fn(Common, Metric),
+    open: Open<I>,
+    tend: fn(&mut I),
+    metric: Metric,
+    bar: usize,
+) {
     let (store, rows) = (store(), rows());
     make(store.clone(), metric);
     // As the two locks of a database: insertions share it, steps of sweeps have it for themselves.
@@ -95,13 +113,11 @@ fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Met
                 let mut sweep = index.begin_sweep(5).unwrap();
                 let mut more = true;
                 while more {
-                    let _alone = updates.write().unwrap();
-                    more = sweep.step(&mut index).unwrap();
+                    let _alone = index.is_alone(&sweep).then(|| updates.write().unwrap());
+                    more = index.step(&mut sweep).unwrap();
                 }
                 let _alone = updates.write().unwrap();
-                if index.needs_entries() {
-                    index.renew_entries().unwrap();
-                }
+                tend(&mut index);
             }
         });
         writers.into_iter().for_each(|writer| writer.join().unwrap());
@@ -131,14 +147,21 @@ fn all_at_once<K: Topology>(make: fn(Common, Metric), open: Open<K>, metric: Met
 
 #[test]
 fn hnsw_at_once() {
-    all_at_once(hnsw, Hnsw::open_in, Metric::L2sq, 485);
-    all_at_once(hnsw, Hnsw::open_in, Metric::InnerProduct, 485);
+    all_at_once(hnsw, Hnsw::open_in, renew, Metric::L2sq, 485);
+    all_at_once(hnsw, Hnsw::open_in, renew, Metric::InnerProduct, 485);
 }
 
 #[test]
 fn diskann_at_once() {
-    all_at_once(diskann, DiskAnn::open_in, Metric::L2sq, 440);
-    all_at_once(diskann, DiskAnn::open_in, Metric::Cosine, 440);
+    all_at_once(diskann, DiskAnn::open_in, renew, Metric::L2sq, 440);
+    all_at_once(diskann, DiskAnn::open_in, renew, Metric::Cosine, 440);
+}
+
+#[test]
+fn ivfpq_at_once() {
+    for metric in [Metric::L2sq, Metric::InnerProduct, Metric::Cosine] {
+        all_at_once(ivfpq, IvfPq::open_in, |_| {}, metric, 485);
+    }
 }
 
 /// Clusters that are all as far from one another, and soon hold more than a search has candidates: one that ends in the

@@ -4,13 +4,14 @@
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 
-use ann_core::{Element, Graph, HEADER, Insertion, MemStore, PageStore, Topology};
+use ann_core::{Element, HEADER, MemStore, PageStore, SharedIndex};
 use ndarray::ArrayView2;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::{PgMemoryContexts, PgRelation, pg_sys};
 
 use crate::column::{Column, MAX_DIM, elements, has_direction, with_elements};
 use crate::failure::{OrReport, refuse};
+use crate::load::Loaded;
 use crate::method::Method;
 use crate::spill::{Rows, Temporary, check_limit, reserve};
 use crate::store::{self, PAGE};
@@ -27,7 +28,7 @@ pub unsafe extern "C-unwind" fn phase_name(phase: i64) -> *mut std::ffi::c_char 
     let name = match phase {
         1 => c"initializing",
         LOADING => c"loading tuples",
-        BUILDING => c"building graph",
+        BUILDING => c"building index",
         WRITING => c"writing pages",
         _ => return std::ptr::null_mut(),
     };
@@ -42,7 +43,7 @@ fn progress(parameter: u32, value: i64) {
 /// Rows on their way from the heap into an index.
 struct Load<M: Method, T> {
     column: Column,
-    graph: Graph<MemStore, M::Topology>,
+    graph: M::Memory,
     rows: Rows<T>,
     keys: Vec<u64>,
     /// Rows with which the index still fits `maintenance_work_mem`.
@@ -143,7 +144,7 @@ fn means() -> (usize, u64) {
 }
 
 /// Rows of so many bytes that can be built into an index in memory.
-fn room<K: Topology>(graph: &Graph<MemStore, K>, row: usize) -> usize {
+fn room(graph: &impl Loaded, row: usize) -> usize {
     let (threads, memory) = means();
     let fits = |rows: usize| {
         let needs = graph.needs(rows, threads);
@@ -208,10 +209,8 @@ impl<M: Method, T: Element> Load<M, T> {
         let pages = (spilled > 0).then(|| {
             check_limit(spilled + graph.needs(keys.len(), threads).pages);
             let temporary = Temporary::new();
-            graph.move_to_file(temporary.share()).or_report();
             let memory = memory.saturating_sub(8 * keys.len() as u64);
-            let memory = memory.max(graph.least_memory(keys.len()));
-            graph.set_memory_limit(Some(memory)).or_report();
+            graph.spill(temporary.share(), memory, keys.len()).or_report();
             temporary
         });
         if !keys.is_empty() {
@@ -228,27 +227,16 @@ impl<M: Method, T: Element> Load<M, T> {
 }
 
 /// Puts all rows into an empty index, on threads of our own.
-fn fill<K: Topology, T: Element>(
-    graph: &mut Graph<MemStore, K>,
-    values: &[T],
-    keys: &[u64],
-    dim: usize,
-) {
+fn fill<T: Element>(graph: &mut impl Loaded, values: &[T], keys: &[u64], dim: usize) {
     let Ok(matrix) = ArrayView2::from_shape((keys.len(), dim), values) else {
         refuse(Code::ERRCODE_INTERNAL_ERROR, "rows of an index have different dimensions");
     };
     let (threads, _) = means();
-    let started = without_signals(|| Insertion::new(graph, matrix, Some(keys), false, threads));
-    let mut insertion = started.or_report();
+    let mut steps = without_signals(|| graph.begin(matrix, keys, threads)).or_report();
     progress(pg_sys::PROGRESS_CREATEIDX_TUPLES_TOTAL, keys.len() as i64);
-    while !insertion.is_done() {
+    while let Some(done) = graph.load(&mut steps).or_report() {
+        progress(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE, done as i64);
         pgrx::check_for_interrupts!();
-        match insertion.needs_write() {
-            true => insertion.write_step(graph),
-            false => insertion.plan_step(graph),
-        }
-        .or_report();
-        progress(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE, insertion.progress() as i64);
     }
 }
 

@@ -4,9 +4,6 @@ use pgrx::pg_sys;
 
 use crate::method::Method;
 
-/// Nodes that a search expands for each candidate that it keeps, about.
-const EXPANDED: f64 = 1.5;
-
 /// `amcostestimate`.
 #[pgrx::pg_guard]
 pub unsafe extern "C-unwind" fn amcostestimate<M: Method>(
@@ -34,15 +31,14 @@ pub unsafe extern "C-unwind" fn amcostestimate<M: Method>(
             return;
         }
         pg_sys::genericcostestimate(root, path, loop_count, &raw mut costs);
-        // A search reads a page for each node that it expands, whatever the size of the index.
         let rows = info.tuples.max(1.0);
-        let nodes = (M::pool() as f64 * EXPANDED).min(rows);
-        let share = (nodes / rows).min(1.0);
+        let records = M::records(rows).min(rows);
+        let share = (records / rows).min(1.0);
         // Searches read the same pages again and again, so that these are mostly in memory.
         let mut page = 0.0;
         let null = std::ptr::null_mut();
         pg_sys::get_tablespace_page_costs(info.reltablespace, null, &raw mut page);
-        let search = nodes.min(info.pages.into()) * page + nodes * pg_sys::cpu_operator_cost;
+        let search = records.min(info.pages.into()) * page + records * pg_sys::cpu_operator_cost;
         *startup = search.min(costs.indexTotalCost.max(search * share));
         *total = costs.indexTotalCost.max(*startup) + rows * pg_sys::cpu_index_tuple_cost;
         *selectivity = costs.indexSelectivity;

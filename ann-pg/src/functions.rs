@@ -1,6 +1,6 @@
 //! The functions of schema `ann`, declared in `sql/`.
 
-use ann_core::{Error, Index, Metric, PageId, PageStore, Stats};
+use ann_core::{Error, Index, Metric, PageId, PageStore, SharedIndex, Stats};
 use pgrx::PgRelation;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::prelude::*;
@@ -11,7 +11,7 @@ use crate::build::key_of;
 use crate::column::{Column, elements, has_direction, with_elements};
 use crate::failure::{OrReport, refuse};
 use crate::handle::{self, Handle, UPDATE_LOCK};
-use crate::method::{AnnDiskAnn, AnnHnsw, Method, is_of};
+use crate::method::{AnnDiskAnn, AnnHnsw, AnnIvfPq, Method, is_of};
 use crate::scan::keys;
 
 /// Calls `$body` with `$index` as the open index and `$M` as its access method.
@@ -22,23 +22,33 @@ macro_rules! with_index {
         // SAFETY: it is an ERROR if there is no such index; an ERROR closes it.
         let $index = unsafe { pg_sys::index_open($oid, lock) };
         // SAFETY: the index is open.
-        let (hnsw, diskann) = unsafe { (is_of::<AnnHnsw>($index), is_of::<AnnDiskAnn>($index)) };
+        let (hnsw, diskann, ivfpq) = unsafe {
+            (is_of::<AnnHnsw>($index), is_of::<AnnDiskAnn>($index), is_of::<AnnIvfPq>($index))
+        };
         let answer = if hnsw {
             type $M = AnnHnsw;
             $body
         } else if diskann {
             type $M = AnnDiskAnn;
             $body
+        } else if ivfpq {
+            type $M = AnnIvfPq;
+            $body
         } else {
-            // SAFETY: the index is open.
-            let name = unsafe { PgRelation::from_pg($index) }.name().to_owned();
-            let message = format!("\"{name}\" is not an index of ann_hnsw or ann_diskann");
-            refuse(Code::ERRCODE_WRONG_OBJECT_TYPE, &message)
+            not_ours($index, "ann_hnsw, ann_diskann or ann_ivfpq")
         };
         // SAFETY: it was opened above.
         unsafe { pg_sys::index_close($index, lock) };
         answer
     }};
+}
+
+/// Ends the statement, whose index is not of these methods.
+fn not_ours(index: pg_sys::Relation, methods: &str) -> ! {
+    // SAFETY: the index is open.
+    let name = unsafe { PgRelation::from_pg(index) }.name().to_owned();
+    let message = format!("\"{name}\" is not an index of {methods}");
+    refuse(Code::ERRCODE_WRONG_OBJECT_TYPE, &message)
 }
 
 /// Ends the statement unless there is such an index, and not one that is divided into others.
@@ -260,4 +270,24 @@ fn prewarm(index: pg_sys::Oid) -> i64 {
         }
         i64::from(pages)
     })
+}
+
+/// Lists of an index of `ann_ivfpq`; 0 until it is trained.
+#[pg_extern(sql = false)]
+fn index_lists(index: pg_sys::Oid) -> i32 {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    must_have_pages(index);
+    // SAFETY: it is an ERROR if there is no such index; an ERROR closes it.
+    unsafe {
+        let relation = pg_sys::index_open(index, lock);
+        if !is_of::<AnnIvfPq>(relation) {
+            not_ours(relation, "ann_ivfpq");
+        }
+        let mut lists = handle::take::<AnnIvfPq>(relation);
+        lists.refresh().or_report();
+        let count = lists.lists().or_report();
+        handle::put::<AnnIvfPq>(relation, lists);
+        pg_sys::index_close(relation, lock);
+        count as i32
+    }
 }

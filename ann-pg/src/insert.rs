@@ -1,12 +1,12 @@
 //! INSERT: one row at a time, beside those of other backends.
 
-use ann_core::{Element, Metric};
+use ann_core::{Element, Metric, SharedIndex};
 use pgrx::{PgMemoryContexts, pg_sys};
 
 use crate::build::key_of;
 use crate::column::{Column, elements, has_direction, with_elements};
 use crate::failure::OrReport;
-use crate::handle::{self, ENTRIES_LOCK, Handle, UPDATE_LOCK};
+use crate::handle::{self, Handle, UPDATE_LOCK};
 use crate::method::Method;
 
 /// `aminsert`.
@@ -42,7 +42,7 @@ pub unsafe extern "C-unwind" fn aminsert<M: Method>(
     }
 }
 
-/// Inserts a vector, and chooses new entry points if the index has outgrown those that it has.
+/// Inserts a vector, and does what the index needs then.
 ///
 /// # Safety
 /// `index` is the open index that the handle is of.
@@ -52,19 +52,12 @@ pub unsafe fn insert<M: Method, T: Element>(
     vector: &[T],
     key: u64,
 ) {
-    let (share, alone) =
-        (pg_sys::ShareLock as pg_sys::LOCKMODE, pg_sys::ExclusiveLock as pg_sys::LOCKMODE);
+    let share = pg_sys::ShareLock as pg_sys::LOCKMODE;
     // SAFETY: the caller's. An ERROR gives locks back by itself.
     unsafe {
         pg_sys::LockPage(index, UPDATE_LOCK, share);
         graph.insert_one(vector, key).or_report();
-        if graph.needs_entries() && pg_sys::ConditionalLockPage(index, ENTRIES_LOCK, alone) {
-            graph.refresh().or_report();
-            if graph.needs_entries() {
-                graph.renew_entries().or_report();
-            }
-            pg_sys::UnlockPage(index, ENTRIES_LOCK, alone);
-        }
         pg_sys::UnlockPage(index, UPDATE_LOCK, share);
+        M::tend(index, graph);
     }
 }

@@ -1,4 +1,4 @@
-//! The Postgres extension `ann`: the core's graph indexes as index access methods over pgvector's types.
+//! The Postgres extension `ann`: the core's indexes as index access methods over pgvector's types.
 //!
 //! The adapter is thin: [`store`] lets the core work on a relation's pages, the other modules are the callbacks that
 //! Postgres asks of an access method. What is algorithm is in `ann-core`.
@@ -13,6 +13,7 @@ mod functions;
 mod handle;
 mod heap;
 mod insert;
+mod load;
 mod method;
 mod options;
 mod scan;

@@ -51,6 +51,25 @@ pub fn vectors(option: i32, own: DType) -> Option<DType> {
     known.map_or(Some(own), |(_, dtype)| *dtype)
 }
 
+/// Storage parameters of an `ann_ivfpq` index, as Postgres keeps them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct IvfPqOptions {
+    length: i32,
+    /// Lists; 0 for what suits the rows.
+    pub lists: i32,
+    /// Pieces into which a vector is cut for its code; 0 for what suits the dimension.
+    pub subvectors: i32,
+    /// Bits of a piece's code.
+    pub bits: i32,
+    /// Rows that training looks at, at most; 0 for what suits the lists.
+    pub sample: i32,
+    /// Rows at which an index without lists trains itself.
+    pub train_at: i32,
+    /// What vectors are kept as: a number of [`vectors`].
+    pub vectors: i32,
+}
+
 impl Default for HnswOptions {
     fn default() -> HnswOptions {
         HnswOptions { length: 0, m: 16, ef_construction: 64, code_bits: -1, vectors: -1 }
@@ -61,6 +80,14 @@ impl Default for DiskAnnOptions {
     fn default() -> DiskAnnOptions {
         let (degree, build_list_size) = (32, 128);
         DiskAnnOptions { length: 0, degree, build_list_size, code_bits: -1, vectors: -1 }
+    }
+}
+
+impl Default for IvfPqOptions {
+    fn default() -> IvfPqOptions {
+        let (lists, subvectors, sample) = (0, 0, 0);
+        let (bits, train_at) = (4, 1024);
+        IvfPqOptions { length: 0, lists, subvectors, bits, sample, train_at, vectors: -1 }
     }
 }
 
@@ -82,6 +109,19 @@ impl Options for DiskAnnOptions {
             refuse("degree", self.degree, "a multiple of 32 from 32 to 256");
         }
         check_codes(self.code_bits, self.vectors);
+    }
+}
+
+impl Options for IvfPqOptions {
+    fn check(&self) {
+        if !matches!(self.bits, 4 | 8) {
+            refuse("bits", self.bits, "4 or 8");
+        }
+        if vectors(self.vectors, DType::F32).is_none() {
+            let (value, allowed) =
+                ("heap".to_owned(), "f32 or f16 of an ann_ivfpq index".to_owned());
+            report(&Error::Parameter { name: "vectors", value, allowed })
+        }
     }
 }
 
@@ -118,6 +158,8 @@ pub enum IterativeScan {
 pub static HNSW_EF_SEARCH: GucSetting<i32> = GucSetting::<i32>::new(64);
 /// `ann.diskann_list_size`.
 pub static DISKANN_LIST_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
+/// `ann.ivfpq_probes`.
+pub static IVFPQ_PROBES: GucSetting<i32> = GucSetting::<i32>::new(0);
 /// `ann.rerank`.
 pub static RERANK: GucSetting<i32> = GucSetting::<i32>::new(0);
 /// `ann.max_scan_tuples`.
@@ -127,8 +169,8 @@ pub static ITERATIVE_SCAN: GucSetting<IterativeScan> =
     GucSetting::<IterativeScan>::new(IterativeScan::Strict);
 
 thread_local! {
-    /// The kinds of relation options that Postgres has given to the two access methods.
-    static KINDS: Cell<[pg_sys::relopt_kind::Type; 2]> = const { Cell::new([0; 2]) };
+    /// The kinds of relation options that Postgres has given to the access methods.
+    static KINDS: Cell<[pg_sys::relopt_kind::Type; 3]> = const { Cell::new([0; 3]) };
 }
 
 /// Makes settings and storage parameters known to Postgres.
@@ -163,9 +205,17 @@ pub fn register() {
         100_000,
     );
     int(
+        c"ann.ivfpq_probes",
+        c"Lists that a search of an ann_ivfpq index reads at most before it returns rows.",
+        c"More is slower and finds more; 0 is a sixteenth of the lists, and 8 at least.",
+        &IVFPQ_PROBES,
+        0,
+        100_000,
+    );
+    int(
         c"ann.rerank",
-        c"Rows that a scan fetches at a time where an index leaves vectors to the heap.",
-        c"The nearest by their codes, to be put in order by their distances; 0 for all that a search keeps.",
+        c"Rows found by codes that are measured at a time where an index leaves vectors to the heap, or is of ann_ivfpq.",
+        c"The nearest by their codes, to be put in order by their distances; 0 for what suits the index.",
         &RERANK,
         0,
         100_000,
@@ -189,9 +239,9 @@ pub fn register() {
     // SAFETY: the library is being loaded, by the main thread, and the names live for ever.
     unsafe {
         pg_sys::MarkGUCPrefixReserved(c"ann".as_ptr());
-        let kinds = [pg_sys::add_reloption_kind(), pg_sys::add_reloption_kind()];
+        let kinds = [(); 3].map(|()| pg_sys::add_reloption_kind());
         KINDS.set(kinds);
-        let [hnsw, diskann] = kinds;
+        let [hnsw, diskann, ivfpq] = kinds;
         add(hnsw, c"m", c"Links that a node can have on each level", (16, 2, 100));
         add(hnsw, c"ef_construction", c"Candidates for a vector's links", (64, 4, 10_000));
         let text = c"Bits a coordinate of codes to search by: 0, 1, 2, 4 or 8; -1 for 0, or what suits without vectors";
@@ -202,6 +252,15 @@ pub fn register() {
         let text =
             c"Bits a coordinate of the codes beside links: 0, 1, 2, 4 or 8; -1 for what suits";
         add(diskann, c"code_bits", text, (-1, -1, 8));
+        add(ivfpq, c"lists", c"Lists; 0 for what suits the rows", (0, 0, 1 << 24));
+        let text =
+            c"Pieces into which a vector is cut for its code; 0 for what suits the dimension";
+        add(ivfpq, c"subvectors", text, (0, 0, 16_000));
+        add(ivfpq, c"bits", c"Bits of a piece's code: 4 or 8", (4, 4, 8));
+        let text = c"Rows that training looks at, at most; 0 for what suits the lists";
+        add(ivfpq, c"sample", text, (0, 0, 1 << 30));
+        let text = c"Rows at which an index that was made on fewer trains itself";
+        add(ivfpq, c"train_at", text, (1024, 1, 1 << 30));
         for kind in kinds {
             add_vectors(kind);
         }
@@ -287,6 +346,24 @@ pub unsafe extern "C-unwind" fn diskann(
     ];
     // SAFETY: the table describes DiskAnnOptions.
     unsafe { parse::<DiskAnnOptions>(options, validate, KINDS.get()[1], &table) }
+}
+
+/// `amoptions` of ann_ivfpq.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn ivfpq(
+    options: pg_sys::Datum,
+    validate: bool,
+) -> *mut pg_sys::bytea {
+    let table = [
+        element(c"lists", offset_of!(IvfPqOptions, lists)),
+        element(c"subvectors", offset_of!(IvfPqOptions, subvectors)),
+        element(c"bits", offset_of!(IvfPqOptions, bits)),
+        element(c"sample", offset_of!(IvfPqOptions, sample)),
+        element(c"train_at", offset_of!(IvfPqOptions, train_at)),
+        vectors_element(offset_of!(IvfPqOptions, vectors)),
+    ];
+    // SAFETY: the table describes IvfPqOptions.
+    unsafe { parse::<IvfPqOptions>(options, validate, KINDS.get()[2], &table) }
 }
 
 /// # Safety

@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use ann_core::{Cursor, DType, Error, Hit, Index, Metric, Result};
+use ann_core::{Cursor, DType, Error, Hit, Metric, Result, SharedIndex};
 use half::f16;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::{IntoDatum, PgMemoryContexts, PgRelation, pg_sys};
@@ -336,13 +336,16 @@ impl<M: Method> Scan<M> {
             Some(cursor) => cursor,
             None => {
                 let cursor = match query {
-                    Query::Floats(query) => graph.cursor(query, M::pool()),
-                    Query::Halves(query) => graph.cursor(query, M::pool()),
+                    Query::Floats(query) => M::cursor(graph, query),
+                    Query::Halves(query) => M::cursor(graph, query),
                 };
                 self.cursor.insert(cursor?)
             }
         };
-        graph.next_hits(cursor)
+        match ITERATIVE_SCAN.get() {
+            IterativeScan::Off => graph.only_hits(cursor),
+            _ => graph.next_hits(cursor),
+        }
     }
 }
 

@@ -1,20 +1,15 @@
-//! VACUUM: vectors whose rows are gone become tombstones; once there are many, they leave the graph, and their slots
-//! are used again.
+//! VACUUM: vectors whose rows are gone become tombstones; a sweep takes them out of the index, and their slots are used
+//! again.
 
-use std::cell::OnceCell;
 use std::ffi::c_void;
 
-use ann_core::{Index, PageStore};
-use pgrx::PgSqlErrorCode as Code;
+use ann_core::{Index, PageStore, SharedIndex};
 use pgrx::{PgBox, pg_sys};
 
 use crate::build::tid_of;
-use crate::failure::{OrReport, refuse};
-use crate::handle::{self, UPDATE_LOCK};
+use crate::failure::OrReport;
+use crate::handle::{self, ENTRIES_LOCK, UPDATE_LOCK};
 use crate::method::Method;
-
-/// A sweep is due once there is a tombstone for so many vectors.
-const SHARE: usize = 20;
 
 /// Vectors between two pauses that vacuum's cost limits may ask for.
 const PAUSE: usize = 256;
@@ -83,22 +78,37 @@ pub unsafe extern "C-unwind" fn amvacuumcleanup<M: Method>(
         let mut graph = handle::take::<M>(index);
         graph.refresh().or_report();
         let (live, dead) = graph.counts();
-        if dead > 0 && dead * SHARE >= live + dead {
+        if M::sweep_is_due(live, dead) {
             let alone = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
-            on_this_thread();
-            let mut sweep = graph.begin_sweep(STEP).or_report();
-            let mut more = true;
-            while more {
-                // Whoever inserts waits for a step, not for the sweep.
-                pg_sys::LockPage(index, UPDATE_LOCK, alone);
-                more = sweep.step(&mut graph).or_report();
-                pg_sys::UnlockPage(index, UPDATE_LOCK, alone);
-                pause();
-            }
+            pg_sys::LockPage(index, ENTRIES_LOCK, alone);
+            sweep(index, &mut *graph);
+            pg_sys::UnlockPage(index, ENTRIES_LOCK, alone);
         }
         describe::<M>(&mut *stats, &graph);
         handle::put::<M>(index, graph);
         stats
+    }
+}
+
+/// Sweeps an index, a step at a time.
+///
+/// # Safety
+/// `index` is the open index that the handle is of, and nobody else sweeps it.
+pub unsafe fn sweep(index: pg_sys::Relation, handle: &mut impl SharedIndex) {
+    let (share, alone) =
+        (pg_sys::ShareLock as pg_sys::LOCKMODE, pg_sys::ExclusiveLock as pg_sys::LOCKMODE);
+    let mut sweep = handle.begin_sweep(STEP).or_report();
+    let mut more = true;
+    while more {
+        // Whoever inserts waits for a step, not for the sweep.
+        let lock = if handle.is_alone(&sweep) { alone } else { share };
+        // SAFETY: the caller's. An ERROR gives the lock back by itself.
+        unsafe {
+            pg_sys::LockPage(index, UPDATE_LOCK, lock);
+            more = handle.step(&mut sweep).or_report();
+            pg_sys::UnlockPage(index, UPDATE_LOCK, lock);
+        }
+        pause();
     }
 }
 
@@ -116,21 +126,4 @@ fn describe<M: Method>(stats: &mut pg_sys::IndexBulkDeleteResult, graph: &handle
     stats.num_pages = graph.store().page_count();
     stats.estimated_count = false;
     stats.num_index_tuples = graph.len() as f64;
-}
-
-/// Makes this thread a pool of its own, for ever: what the core does in parallel is then done here, since other
-/// threads must not call Postgres.
-fn on_this_thread() {
-    thread_local! {
-        static POOL: OnceCell<rayon::ThreadPool> = const { OnceCell::new() };
-    }
-    POOL.with(|pool| {
-        if pool.get().is_some() {
-            return;
-        }
-        match rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build() {
-            Ok(new) => _ = pool.set(new),
-            Err(error) => refuse(Code::ERRCODE_INTERNAL_ERROR, &error.to_string()),
-        }
-    });
 }

@@ -32,5 +32,4 @@ pub(crate) use fused::Fused;
 pub use index::{Graph, Topology};
 pub(crate) use index::{Shape, Shaped};
 pub use insert::Insertion;
-pub use needs::Needs;
 pub use repair::Sweep;

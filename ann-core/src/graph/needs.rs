@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use crate::error::{Error, Result};
+use crate::index::Needs;
 use crate::page::{MemStore, PageStore};
 use crate::rows::{CODES, LINKS, NODES, NONE, UPPER, VECTORS};
 
@@ -22,16 +23,6 @@ const PLANNED: u64 = 80;
 
 /// Rows of a batch however little memory there is.
 const SMALL_BATCH: usize = 256;
-
-/// What it takes to add rows, all at one go. See [`Graph::needs`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Needs {
-    /// Bytes of pages that the index will have more.
-    pub pages: u64,
-    /// Bytes of memory beside pages and the rows themselves, at most and about, until the rows are in.
-    pub memory: u64,
-}
 
 /// How rows are added.
 #[derive(Clone, Copy)]

@@ -11,7 +11,7 @@
 
 use ndarray::{ArrayView1, Axis};
 
-use crate::element::Element;
+use crate::element::{DType, Element};
 use crate::error::{Error, Result};
 use crate::graph::links::{self, target};
 use crate::graph::prune::{Candidate, Pruner};
@@ -19,29 +19,33 @@ use crate::graph::tree;
 use crate::index::{Cursor, CursorState, Filter, Hit, Index};
 use crate::page::PageStore;
 use crate::rows::{Change, Node, State, Workshop};
+use crate::shared::SharedIndex;
 
 use super::apply::Beside;
 use super::index::{Graph, Topology, level_of};
 use super::insert::Staged;
 use super::plan::{Planned, choose_parent, merge, plan_node, route};
 use super::query::{entry, place};
+use super::repair::Sweep;
 use super::search::Scratch;
 
-impl<S: PageStore, K: Topology> Graph<S, K> {
-    /// Looks at what others have done since the index was opened, or since this was called last.
-    ///
-    /// # Errors
-    /// Those of the store; [`Error::Corrupt`].
-    pub fn refresh(&mut self) -> Result<()> {
+impl<S: PageStore, K: Topology> SharedIndex for Graph<S, K> {
+    type Store = S;
+    type Sweep = Sweep;
+
+    fn store(&self) -> &S {
+        &self.rows.store
+    }
+
+    fn vectors(&self) -> Option<DType> {
+        Graph::vectors(self)
+    }
+
+    fn refresh(&mut self) -> Result<()> {
         self.rows.refresh()
     }
 
-    /// Adds one vector while others add theirs. `key` must not be in the index, which is not checked. No
-    /// step of a sweep may run meanwhile.
-    ///
-    /// # Errors
-    /// As [`Index::add`]. The vector is then not in the index, or some links to it are missing.
-    pub fn insert_one<T: Element>(&mut self, vector: &[T], key: u64) -> Result<()> {
+    fn insert_one<T: Element>(&mut self, vector: &[T], key: u64) -> Result<()> {
         self.rows.space.check(vector, 0)?;
         self.rows.refresh()?;
         let mut row = Vec::new();
@@ -72,6 +76,46 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         Ok(())
     }
 
+    fn remove_where(&mut self, is_dead: impl FnMut(u64) -> bool) -> Result<usize> {
+        self.rows.bury_where(is_dead)
+    }
+
+    fn counts(&self) -> (usize, usize) {
+        (self.rows.len(), self.rows.meta.tombstones.get() as usize)
+    }
+
+    fn next_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
+        self.rows.refresh()?;
+        if let CursorState::Graph(scratch, _) = &mut cursor.state {
+            scratch.visited.grow(self.rows.ids());
+            scratch.best.grow(self.rows.ids());
+        }
+        match self.resume(cursor, 1, Filter::None) {
+            Ok(mut hits) => {
+                self.rows.refresh()?;
+                self.rows.check_mark(&cursor.mark)?;
+                hits.extend(cursor.ready.drain(..));
+                Ok(hits)
+            }
+            Err(error) if self.rows.was_outdated(&error)? => Err(Error::Changed),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn begin_sweep(&mut self, size: usize) -> Result<Sweep> {
+        Graph::begin_sweep(self, size)
+    }
+
+    fn is_alone(&self, _: &Sweep) -> bool {
+        true
+    }
+
+    fn step(&mut self, sweep: &mut Sweep) -> Result<bool> {
+        sweep.step(self)
+    }
+}
+
+impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Searches for the neighbours of a row that is stored, and makes it visible. Its lists, or nothing if somebody else
     /// has changed what that rests on.
     fn try_to_place<T: Element>(
@@ -143,29 +187,6 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         Ok(list)
     }
 
-    /// Removes the vectors whose keys `is_dead` says are to go; returns how many there were. What is asked for beside
-    /// insertions is whatever was there when this began.
-    ///
-    /// # Errors
-    /// Those of the store; [`Error::Corrupt`].
-    pub fn remove_where(&mut self, mut is_dead: impl FnMut(u64) -> bool) -> Result<usize> {
-        self.rows.refresh()?;
-        let mut removed = 0;
-        for id in 0..self.rows.slots() {
-            let node = self.rows.node(id)?;
-            if node.is_visible() && is_dead(node.key.get()) {
-                self.rows.bury(id)?;
-                removed += 1;
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Vectors that searches return, and removed ones that wait for a sweep.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.rows.len(), self.rows.meta.tombstones.get() as usize)
-    }
-
     /// Whether so many vectors have been inserted one by one that [`Graph::renew_entries`] would make searches faster.
     pub fn needs_entries(&self) -> bool {
         self.entries_are_due()
@@ -178,30 +199,6 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Those of the store; [`Error::Corrupt`].
     pub fn renew_entries(&mut self) -> Result<()> {
         self.choose_entries()
-    }
-
-    /// The next hits of a cursor, as many as its pool has by now, beside changes that others make; none if there are no
-    /// more.
-    ///
-    /// # Errors
-    /// As [`Index::resume`]; [`Error::Changed`] only if slots may have got other vectors, or the index has grown by more
-    /// than the handle knew of: the search is to begin anew.
-    pub fn next_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
-        self.rows.refresh()?;
-        if let CursorState::Graph(scratch, _) = &mut cursor.state {
-            scratch.visited.grow(self.rows.ids());
-            scratch.best.grow(self.rows.ids());
-        }
-        match self.resume(cursor, 1, Filter::None) {
-            Ok(mut hits) => {
-                self.rows.refresh()?;
-                self.rows.check_mark(&cursor.mark)?;
-                hits.extend(cursor.ready.drain(..));
-                Ok(hits)
-            }
-            Err(error) if self.rows.was_outdated(&error)? => Err(Error::Changed),
-            Err(error) => Err(error),
-        }
     }
 }
 

@@ -159,8 +159,8 @@ impl IvfPqBuilder {
             meta.code_bits = self.bits;
             meta.along = u8::from(self.anisotropic && self.metric != Metric::L2sq);
             meta.ef_construction = number(self.lists);
-            // Where graphs count sweeps.
-            meta.sweeps = number(self.sample);
+            // Where a DiskANN index has its alpha.
+            meta.alpha = number(self.sample);
             meta.train_at = (self.train_at as u32).into();
             meta.seed = self.seed.into();
         })?;

@@ -399,6 +399,7 @@ impl<'a, T: Element> Filling<'a, T> {
         let (lists, blocks) = (self.records.len() as u32, self.blocks.len() as u32);
         index.rows.commit_meta(Change::default(), |meta| {
             (meta.entry_level, meta.upper, meta.entry) = (lists.into(), blocks.into(), NONE.into());
+            (meta.coded, meta.book) = (0.into(), 0);
             meta.trained = (self.trained as u32).into();
             meta.error = self.error.to_bits().into();
             true
@@ -417,6 +418,7 @@ impl<S: PageStore> IvfPq<S> {
         }
         self.rows.commit_meta(Change::default(), |meta| {
             (meta.entry_level, meta.upper, meta.entry) = (0.into(), 0.into(), NONE.into());
+            (meta.coded, meta.book) = (0.into(), 0);
             true
         })?;
         self.forget_model();

@@ -24,7 +24,7 @@ const STEP: usize = 1024;
 const STEP_BYTES: usize = 1 << 20;
 
 /// An entry whose squared distance to its list's centroid is so many times the mean lies outside of the list's extent.
-const WIDE: f32 = 2.0;
+pub(super) const WIDE: f32 = 2.0;
 
 /// Rows on their way into an index, a few at a time.
 pub(super) struct Adding<'a, T> {

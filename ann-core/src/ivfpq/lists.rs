@@ -13,6 +13,7 @@ use crate::kernel::fastscan::{BLOCK, get_nibbles, nibble_bytes, put_nibbles};
 use crate::page::{PageId, PageStore};
 use crate::rows::{Change, NONE, Rows};
 
+use super::model::{book_at, book_pages};
 use super::{BLOCKS, IvfPq, LISTS};
 
 /// Bytes of the numbers of 32 slots, or of 32 addends.
@@ -210,12 +211,27 @@ pub(crate) struct Place {
     pub lane: usize,
 }
 
+/// What an entry has in its block.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    pub slot: u32,
+    pub codes: &'a [u8],
+    pub addend: f32,
+}
+
 impl<S: PageStore> IvfPq<S> {
-    /// A list's record.
+    /// The record of a list in use.
     pub(super) fn list(&self, list: u32) -> Result<List> {
+        match self.numbers().contains(&list) {
+            true => self.any_list(list),
+            false => Err(Error::corrupt(0, format!("list {list} does not exist"))),
+        }
+    }
+
+    /// A list's record, which need not be in use yet.
+    pub(super) fn any_list(&self, list: u32) -> Result<List> {
         let read = self.rows.record(LISTS, list, |bytes| List::read_from_bytes(bytes).ok())?;
-        read.filter(|_| list < self.rows.meta.entry_level.get())
-            .ok_or_else(|| Error::corrupt(0, format!("list {list} does not exist")))
+        read.ok_or_else(|| Error::corrupt(0, format!("list {list} does not exist")))
     }
 
     /// A complaint about a block, naming its page.
@@ -226,12 +242,7 @@ impl<S: PageStore> IvfPq<S> {
 
     /// The slots of a block and what chains it, once it is known to be of `list`.
     pub(super) fn block(&self, block: u32, list: u32) -> Result<([u32; BLOCK], Links)> {
-        if block >= self.rows.meta.upper.get() {
-            return Err(self.bad_block(block, "it does not exist"));
-        }
-        let shape = self.block;
-        let read = |bytes: &[u8]| (shape.slots_of(bytes), shape.links_of(bytes));
-        let (slots, links) = self.rows.record(BLOCKS, block, read)?;
+        let (slots, links) = self.any_block(block)?;
         match links.list.get() == list {
             true => Ok((slots, links)),
             false => {
@@ -240,13 +251,22 @@ impl<S: PageStore> IvfPq<S> {
         }
     }
 
+    /// The slots of a block and what chains it, whichever list it is of.
+    pub(super) fn any_block(&self, block: u32) -> Result<([u32; BLOCK], Links)> {
+        if block >= self.rows.upper() {
+            return Err(self.bad_block(block, "it does not exist"));
+        }
+        let shape = self.block;
+        self.rows.record(BLOCKS, block, |bytes| (shape.slots_of(bytes), shape.links_of(bytes)))
+    }
+
     /// The blocks of a list in the order of its chain, with their slots.
     pub(super) fn blocks_of(&self, list: u32) -> Result<Vec<(u32, [u32; BLOCK])>> {
         let mut blocks = Vec::new();
         let mut next = self.list(list)?.head.get();
         while next != NONE {
             let (slots, links) = self.block(next, list)?;
-            if blocks.len() >= self.rows.meta.upper.get() as usize {
+            if blocks.len() >= self.rows.upper() as usize {
                 return Err(self.bad_block(next, format!("the chain of list {list} has no end")));
             }
             blocks.push((next, slots));
@@ -257,13 +277,15 @@ impl<S: PageStore> IvfPq<S> {
 
     /// A free place in a list; a block is added to it if there is none.
     pub(super) fn place(&mut self, list: u32) -> Result<Place> {
-        // Each turn takes a block off the stack, adds one, or returns.
-        for _ in 0..=self.rows.meta.upper.get() {
-            let record = self.list(list)?;
+        let mut closed = 0;
+        while closed <= self.rows.upper() {
+            let record = self.any_list(list)?;
             let open = record.open.get();
             if open == NONE {
-                let block = self.add_block(list, record)?;
-                return Ok(Place { block, lane: 0 });
+                match self.add_block(list, record)? {
+                    Some(block) => return Ok(Place { block, lane: 0 }),
+                    None => continue,
+                }
             }
             let (slots, links) = self.block(open, list)?;
             if let Some(lane) = slots.iter().position(|&slot| slot == NONE) {
@@ -271,7 +293,7 @@ impl<S: PageStore> IvfPq<S> {
             }
             let mut change = Change::default();
             self.close_first(&mut change, list, record, open, links)?;
-            self.rows.commit(&mut change)?;
+            closed += u32::from(self.rows.commit(&mut change)?);
         }
         Err(Error::corrupt(0, format!("the open blocks of list {list} have no end")))
     }
@@ -285,6 +307,8 @@ impl<S: PageStore> IvfPq<S> {
         block: u32,
         mut links: Links,
     ) -> Result<()> {
+        change.expect_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
+        self.expect_links(change, block, links)?;
         record.open = links.open;
         (links.is_open, links.open) = (0.into(), NONE.into());
         change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
@@ -294,6 +318,13 @@ impl<S: PageStore> IvfPq<S> {
     /// Puts what chains a block.
     pub(super) fn put_links(&self, change: &mut Change, block: u32, links: Links) -> Result<()> {
         self.put(change, block, self.block.links(), links.as_bytes())
+    }
+
+    /// Makes a change conditional: a block is still chained so.
+    pub(super) fn expect_links(&self, change: &mut Change, block: u32, links: Links) -> Result<()> {
+        let (page, offset) = self.locate(block)?;
+        change.expect(page, offset + self.block.links(), links.as_bytes());
+        Ok(())
     }
 
     /// Puts bytes at an offset of a block.
@@ -308,32 +339,43 @@ impl<S: PageStore> IvfPq<S> {
         self.rows.array(BLOCKS)?.locate(block).ok_or_else(missing)
     }
 
-    /// Puts an empty block before a list's others: an unused one, or a new one.
-    fn add_block(&mut self, list: u32, mut record: List) -> Result<u32> {
-        let unused = self.rows.meta.entry.get();
-        let block = match unused {
-            NONE => self.rows.meta.upper.get(),
-            unused => unused,
-        };
+    /// Puts an empty block before a list's others: an unused one, or a new one. Nothing is done if somebody else has been
+    /// faster.
+    fn add_block(&mut self, list: u32, mut record: List) -> Result<Option<u32>> {
+        let (unused, upper) = (self.rows.meta.entry, self.rows.meta.upper);
+        let block = if unused.get() == NONE { upper.get() } else { unused.get() };
         self.rows.reserve(BLOCKS, u64::from(block) + 1)?;
-        let next = match unused {
-            NONE => None,
-            _ => Some(self.block(block, NONE)?.1.next),
-        };
+        let mut change = Change::default();
+        let mut next = None;
+        if unused.get() != NONE {
+            let (_, links) = self.any_block(block)?;
+            if links.list.get() != NONE && !S::SHARED {
+                return Err(self.bad_block(block, format!("it is of list {}", links.list)));
+            }
+            self.expect_links(&mut change, block, links)?;
+            next = (links.list.get() == NONE).then_some(links.next);
+        }
         let mut links = Links::new(record.head.get(), list);
         (links.is_open, links.open) = (1.into(), record.open);
+        change.expect_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
         (record.head, record.open) = (block.into(), block.into());
-        let mut change = Change::default();
         self.put(&mut change, block, 0, &self.block.empty(links))?;
         change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
-        self.rows.commit_meta(change, |meta| {
+        let added = self.rows.commit_meta(change, |meta| {
+            if (meta.entry, meta.upper) != (unused, upper) {
+                return false;
+            }
             match next {
-                None => meta.upper = (block + 1).into(),
+                None if unused.get() == NONE => meta.upper = (block + 1).into(),
+                None => return false,
                 Some(next) => meta.entry = next,
             }
             true
         })?;
-        Ok(block)
+        if !added && unused == self.rows.meta.entry && unused.get() != NONE && next.is_none() {
+            return Err(self.bad_block(block, "it is among the unused ones and of a list"));
+        }
+        Ok(added.then_some(block))
     }
 
     /// Adds to a change that an entry comes to a free place.
@@ -352,6 +394,8 @@ impl<S: PageStore> IvfPq<S> {
         let at = shape.slots() + 4 * place.lane;
         // Nibbles share their bytes with a neighbour's: what was read has to stand.
         change.expect(page, offset, &bytes[..shape.links()]);
+        let list = shape.links() + std::mem::offset_of!(Links, list);
+        change.expect(page, offset + list, &bytes[list..list + 4]);
         shape.put(&mut bytes, place.lane, codes, addend, slot);
         change.put(page, offset, &bytes[..shape.codes()]);
         if shape.addends {
@@ -362,6 +406,60 @@ impl<S: PageStore> IvfPq<S> {
         Ok(())
     }
 
+    /// Puts as many entries into a list as one of its blocks has room for, of some that are not empty. How many these are.
+    pub(super) fn append(&mut self, list: u32, entries: &[Entry<'_>]) -> Result<usize> {
+        let (shape, mut bytes) = (self.block, Vec::new());
+        loop {
+            let Place { block, .. } = self.place(list)?;
+            self.rows.copy(BLOCKS, block, &mut bytes)?;
+            if shape.links_of(&bytes).list.get() != list {
+                continue;
+            }
+            let (page, offset) = self.locate(block)?;
+            let mut change = Change::default();
+            change.expect(page, offset, &bytes);
+            let slots = shape.slots_of(&bytes);
+            let free = (0..BLOCK).filter(|&lane| slots[lane] == NONE);
+            let mut count = 0;
+            for (lane, entry) in free.zip(entries) {
+                shape.put(&mut bytes, lane, entry.codes, entry.addend, entry.slot);
+                count += 1;
+            }
+            change.put(page, offset, &bytes[..shape.links()]);
+            if count > 0 && self.rows.commit(&mut change)? {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Takes what is in some lanes of a block out of it, which is open from then on.
+    pub(super) fn clear_lanes(&mut self, block: u32, lanes: u32) -> Result<()> {
+        let (shape, mut bytes) = (self.block, Vec::new());
+        loop {
+            self.rows.copy(BLOCKS, block, &mut bytes)?;
+            let (page, offset) = self.locate(block)?;
+            let mut change = Change::default();
+            change.expect(page, offset, &bytes);
+            for lane in (0..BLOCK).filter(|lane| lanes >> lane & 1 == 1) {
+                let at = shape.slots() + 4 * lane;
+                change.put(page, offset + at, &NONE.to_le_bytes());
+            }
+            let mut links = shape.links_of(&bytes);
+            if links.is_open.get() == 0 {
+                let list = links.list.get();
+                let mut record = self.list(list)?;
+                change.expect_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
+                (links.is_open, links.open) = (1.into(), record.open);
+                record.open = block.into();
+                self.put_links(&mut change, block, links)?;
+                change.put_record(self.rows.array(LISTS)?, list, record.as_bytes())?;
+            }
+            if self.rows.commit(&mut change)? {
+                return Ok(());
+            }
+        }
+    }
+
     /// Adds to a change that a slot's entry leaves its block. With `reopen`, the block is open from then on.
     pub(super) fn clear_entry(
         &self,
@@ -370,12 +468,8 @@ impl<S: PageStore> IvfPq<S> {
         slot: u32,
         reopen: bool,
     ) -> Result<()> {
-        if block >= self.rows.meta.upper.get() {
-            return Err(self.bad_block(block, "it does not exist"));
-        }
         let shape = self.block;
-        let read = |bytes: &[u8]| (shape.slots_of(bytes), shape.links_of(bytes));
-        let (slots, mut links) = self.rows.record(BLOCKS, block, read)?;
+        let (slots, mut links) = self.any_block(block)?;
         let lane = slots.iter().position(|&held| held == slot);
         let lane = lane.ok_or_else(|| self.bad_block(block, format!("it lacks slot {slot}")))?;
         self.put(change, block, shape.slots() + 4 * lane, &NONE.to_le_bytes())?;
@@ -426,12 +520,14 @@ pub(super) fn shape_of<S: PageStore>(rows: &Rows<S>) -> Result<Block> {
             return Err(Error::corrupt(0, format!("{what}, not {size}")));
         }
     }
-    let lists = u64::from(meta.entry_level.get());
-    let book = (rows.space.dim << meta.code_bits) * 4;
-    let pages =
-        if lists > 0 { book.div_ceil(rows.store.page_size() - crate::page::HEADER) } else { 0 };
+    let (first, lists) = (meta.coded.get(), u64::from(meta.entry_level.get()));
+    if u64::from(first) > lists || meta.book > 1 {
+        let what = format!("lists from {first} to {lists}, codebook {}", meta.book);
+        return Err(Error::corrupt(0, what));
+    }
+    let pages = if lists > 0 { book_at(rows) + book_pages(rows) } else { 0 };
     for (number, records) in
-        [(LISTS, lists), (super::CENTROIDS, lists), (super::BOOK, pages as u64)]
+        [(LISTS, lists), (super::CENTROIDS, lists), (super::BOOK, pages.into())]
     {
         if rows.array(number)?.capacity() < records {
             return Err(Error::corrupt(0, format!("array {number} has no {records} records")));

@@ -14,9 +14,9 @@ use super::model::{key, unkey};
 use super::search::Scratch;
 
 /// Candidates that are measured in one kernel call.
-const CALL: usize = 16;
+pub(super) const CALL: usize = 16;
 /// Candidates that are measured before it is known how far estimates are off.
-const KNOWN: usize = 32;
+pub(super) const KNOWN: usize = 32;
 /// Deviations by which hardly any estimate is off; under squared L2 they grow with the distance, and inner products are
 /// off by the more the longer the vector.
 const Z: f32 = 3.0;
@@ -24,14 +24,14 @@ const Z_L2SQ: f32 = 4.0;
 
 /// How far estimates have been off.
 #[derive(Default)]
-struct Errors {
+pub(super) struct Errors {
     count: f32,
     sum: f32,
     squares: f32,
 }
 
 impl Errors {
-    fn add(&mut self, error: f32) {
+    pub(super) fn add(&mut self, error: f32) {
         self.count += 1.0;
         self.sum += error;
         self.squares += error * error;
@@ -39,10 +39,19 @@ impl Errors {
 
     /// The least distance that is likely for an estimate. Those seen are of the least estimates, which are too near rather
     /// than too far: what they are off by on average is not taken to hold for others.
-    fn least(&self, estimate: f32, deviations: f32) -> f32 {
+    pub(super) fn least(&self, estimate: f32, deviations: f32) -> f32 {
         let mean = self.sum / self.count;
         let variance = (self.squares / self.count - mean * mean).max(0.0);
         estimate + mean.min(0.0) - deviations * variance.sqrt()
+    }
+}
+
+/// The deviations by which hardly any estimate is off.
+pub(super) fn deviations(metric: Metric) -> f32 {
+    match metric {
+        Metric::Cosine => Z,
+        Metric::L2sq => Z_L2SQ,
+        Metric::InnerProduct => f32::INFINITY,
     }
 }
 
@@ -60,11 +69,7 @@ impl<S: PageStore> IvfPq<S> {
         found.clear();
         let mut bound = f32::INFINITY;
         let mut errors = Errors::default();
-        let deviations = match self.rows.space.metric {
-            Metric::Cosine => Z,
-            Metric::L2sq => Z_L2SQ,
-            Metric::InnerProduct => f32::INFINITY,
-        };
+        let deviations = deviations(self.rows.space.metric);
         for (at, call) in candidates.chunks(CALL).enumerate() {
             let known = at * CALL >= KNOWN.max(k) && found.len() == k && !collected.takes_all;
             if known && errors.least(unkey(call[0]).0, deviations) > bound {

@@ -19,12 +19,16 @@ mod insert;
 mod lists;
 mod measure;
 mod model;
+mod moving;
+mod needs;
 mod rank;
 mod rebalance;
 mod scan;
 mod search;
+mod shared;
 mod source;
 mod steps;
+mod sweep;
 mod together;
 mod train;
 mod tune;
@@ -50,6 +54,7 @@ use crate::threads;
 
 pub use builder::IvfPqBuilder;
 pub use steps::IvfPqSteps;
+pub use sweep::IvfPqSweep;
 pub use tune::Tuned;
 pub(crate) use walk::Walk;
 
@@ -88,6 +93,9 @@ pub struct IvfPq<S: PageStore = MemStore> {
     rows: Rows<S>,
     block: Block,
     model: OnceLock<Option<Box<Model>>>,
+    /// The count of sweeps that the meta page had when the model's turn to be read came.
+    seen: u32,
+    memory_limit: Option<u64>,
     scratches: Mutex<Vec<Scratch>>,
 }
 
@@ -118,8 +126,9 @@ impl<S: PageStore> IvfPq<S> {
     pub(crate) fn from_rows(rows: Rows<S>) -> Result<IvfPq<S>> {
         match rows.meta.kind() {
             Kind::IvfPq => {
-                let block = lists::shape_of(&rows)?;
-                Ok(IvfPq { rows, block, model: OnceLock::new(), scratches: Mutex::default() })
+                let (block, seen) = (lists::shape_of(&rows)?, rows.meta.sweeps.get());
+                let (model, scratches) = (OnceLock::new(), Mutex::default());
+                Ok(IvfPq { rows, block, model, seen, memory_limit: None, scratches })
             }
             kind => Err(Error::Kind { got: kind.to_string(), want: Kind::IvfPq.to_string() }),
         }
@@ -159,6 +168,25 @@ impl<S: PageStore> IvfPq<S> {
         (effort.probes, effort.rerank)
     }
 
+    /// The numbers of the lists, retired ones included.
+    fn numbers(&self) -> Range<u32> {
+        self.rows.meta.coded.get()..self.rows.meta.entry_level.get()
+    }
+
+    /// [`Index::cursor`] with the probes and the candidates of a search: those are what it begins with. It measures only
+    /// as many candidates as it takes to know the next hits.
+    ///
+    /// # Errors
+    /// As [`Index::search`].
+    pub fn cursor_with<T: Element>(&self, query: &[T], options: &Search<'_>) -> Result<Cursor> {
+        options.check()?;
+        let mut walk = Box::<Walk>::default();
+        let Scratch { row, probe, .. } = &mut walk.scratch;
+        self.rows.space.query(query, 0, row, probe)?;
+        walk.effort = self.effort(options);
+        Ok(Cursor::new(self.rows.mark(), CursorState::Lists(walk)))
+    }
+
     /// Whether there are lists.
     fn is_trained(&self) -> bool {
         self.rows.meta.entry_level.get() > 0
@@ -169,7 +197,8 @@ impl<S: PageStore> IvfPq<S> {
         if let Some(model) = self.model.get() {
             return Ok(model.as_deref());
         }
-        let loaded = Model::load(&self.rows)?.map(Box::new);
+        let loaded = Model::load(&self.rows)?;
+        let loaded = if S::SHARED { loaded.map(Model::beside) } else { loaded }.map(Box::new);
         Ok(self.model.get_or_init(|| loaded).as_deref())
     }
 
@@ -330,11 +359,7 @@ impl<S: PageStore> Index for IvfPq<S> {
     }
 
     fn cursor<T: Element>(&self, query: &[T], ef: usize) -> Result<Cursor> {
-        Search::new(1).ef(ef).check()?;
-        let mut walk = Box::<Walk>::default();
-        self.rows.space.query(query, 0, &mut walk.row, &mut walk.probe)?;
-        self.begin_walk(&mut walk, ef)?;
-        Ok(Cursor::new(self.rows.mark(), CursorState::Lists(walk)))
+        self.cursor_with(query, &Search::new(1).ef(ef))
     }
 
     fn resume(&self, cursor: &mut Cursor, n: usize, filter: Filter<'_>) -> Result<Vec<Hit>> {

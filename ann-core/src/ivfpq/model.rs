@@ -1,6 +1,7 @@
 //! What a search needs besides the lists: centroids and codebook, read from their pages at first use.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use zerocopy::FromBytes;
 
@@ -19,6 +20,9 @@ use super::{BOOK, CENTROIDS, LISTS};
 
 /// The share of a query's length along a vector from which on codes are chosen to be right (ScaNN's threshold).
 const THRESHOLD: f32 = 0.2;
+
+/// Searches that take less time with codes of centroids than it takes to make these, about.
+const SEARCHES: u32 = 256;
 
 /// Centroids and codebook in memory.
 pub(crate) struct Model {
@@ -40,6 +44,8 @@ pub(crate) struct Model {
     weight: f32,
     pub(super) kernel: Kernel,
     coarse: OnceLock<Option<Coarse>>,
+    /// Where they are not made at once: searches so far.
+    waits: Option<AtomicU32>,
 }
 
 /// A distance above a number: one comparison tells the order.
@@ -97,7 +103,21 @@ impl Model {
         };
         let coarse = OnceLock::new();
         let (mean, share) = (mean_of(&extents), 0.0);
-        Model { lists, dim, centroids, extents, mean, pq, metric, share, weight, kernel, coarse }
+        let waits = None;
+        Model {
+            lists,
+            dim,
+            centroids,
+            extents,
+            mean,
+            pq,
+            metric,
+            share,
+            weight,
+            kernel,
+            coarse,
+            waits,
+        }
     }
 
     /// Reads the pages; `None` if the index is not trained.
@@ -110,7 +130,7 @@ impl Model {
         let mut bytes = Vec::new();
         let mut book = Vec::new();
         let floats = dim << meta.code_bits;
-        for record in 0.. {
+        for record in book_at(rows).. {
             if book.len() >= floats {
                 break;
             }
@@ -119,7 +139,7 @@ impl Model {
         }
         book.truncate(floats);
         let (mut lists, mut centroids, mut extents) = (Vec::new(), Vec::new(), Vec::new());
-        for list in 0..count {
+        for list in meta.coded.get()..count {
             let record = rows.record(LISTS, list, |bytes| List::read_from_bytes(bytes).ok())?;
             let Some(record) = record.filter(|record| record.retired.get() == 0) else {
                 continue;
@@ -157,7 +177,8 @@ impl Model {
         let mean = mean_of(&extents);
         let centroids = all.iter().flat_map(|((_, centroid), _)| *centroid).copied().collect();
         let (pq, kernel, coarse) = (self.pq.clone(), self.kernel, OnceLock::new());
-        Model { lists, centroids, extents, mean, pq, kernel, coarse, ..*self }
+        let waits = None;
+        Model { lists, centroids, extents, mean, pq, kernel, coarse, waits, ..*self }
     }
 
     /// Lists in use.
@@ -196,9 +217,22 @@ impl Model {
         }
     }
 
+    /// For one of many processes, each of which reads it whenever it changes: codes of centroids are made after so many
+    /// searches that they pay, on the current thread pool.
+    pub(super) fn beside(mut self) -> Model {
+        self.waits = Some(AtomicU32::new(0));
+        self
+    }
+
     /// Codes of the centroids, if there are many. Made now if this is their first use; by a thread of its own, since one
     /// of a pool that waits takes up other searches meanwhile, which would wait for this.
     pub(super) fn coarse(&self) -> Option<&Coarse> {
+        if let Some(searches) = &self.waits {
+            if searches.fetch_add(1, Ordering::Relaxed) < SEARCHES {
+                return None;
+            }
+            self.warm();
+        }
         let coarse = self.coarse.get_or_init(|| {
             let pool = threads::pool(1).ok()?;
             std::thread::scope(|scope| {
@@ -241,6 +275,17 @@ impl Model {
         let addend = if self.metric == Metric::L2sq { addend as f32 } else { 0.0 };
         Encoded { addend, missed: missed.sqrt() as f32, square: square as f32 }
     }
+}
+
+/// The first record of the codebook in use.
+pub(super) fn book_at<S: PageStore>(rows: &Rows<S>) -> u32 {
+    u32::from(rows.meta.book) * book_pages(rows)
+}
+
+/// Records that a codebook takes.
+pub(super) fn book_pages<S: PageStore>(rows: &Rows<S>) -> u32 {
+    let bytes = (rows.space.dim << rows.meta.code_bits) * 4;
+    bytes.div_ceil(rows.store.page_size() - crate::page::HEADER) as u32
 }
 
 /// The mean of the extents that are known.

@@ -27,6 +27,8 @@ use crate::index::AddOptions;
 const LONG: usize = 2;
 /// One shorter than the mean by this factor is given away.
 const SHORT: usize = 8;
+/// One with so many times the blocks that its entries fill is moved into new ones.
+const SPARSE: usize = 2;
 /// Lists of so few entries are not split: their blocks would stay half empty.
 const SPLIT: usize = 2 * BLOCK;
 /// An index of so many lists at least is trained anew if this part of them would become new.
@@ -37,6 +39,16 @@ const ITERATIONS: usize = 8;
 const SAMPLE_OF_PART: usize = 256;
 /// Entries that are encoded and moved in a step, and blocks that are taken out of use in one.
 const STEP: usize = 512;
+
+/// What is to become of lists: new ones, with their numbers, centroids, one after the other, and extents, those that they
+/// take the place of, and all that there will be then.
+pub(super) struct Balanced {
+    pub numbers: Vec<u32>,
+    pub centroids: Vec<f32>,
+    pub extents: Vec<Extent>,
+    pub leaving: Vec<u32>,
+    pub after: Option<Model>,
+}
 
 /// Lists on their way into shape.
 #[derive(Default)]
@@ -95,9 +107,29 @@ impl Balancing {
     pub(super) fn plan<S: PageStore>(&mut self, index: &IvfPq<S>, pool: &ThreadPool) -> Result<()> {
         match self.stage {
             Stage::Survey => self.survey(index),
-            Stage::Cut => pool.install(|| self.cut(index)),
-            Stage::Move => pool.install(|| self.code(index)),
+            Stage::Cut | Stage::Move => pool.install(|| self.plan_here(index)),
             Stage::Create | Stage::Empty | Stage::Done | Stage::Outdated => Ok(()),
+        }
+    }
+
+    /// [`Balancing::plan`] on the current thread pool.
+    pub(super) fn plan_here<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
+        match self.stage {
+            Stage::Survey => self.survey(index),
+            Stage::Cut => self.cut(index),
+            Stage::Move => self.code(index),
+            Stage::Create | Stage::Empty | Stage::Done | Stage::Outdated => Ok(()),
+        }
+    }
+
+    /// What has been planned, for whoever writes it in a way of his own.
+    pub(super) fn take(&mut self) -> Balanced {
+        Balanced {
+            numbers: std::mem::take(&mut self.numbers),
+            centroids: std::mem::take(&mut self.centroids),
+            extents: std::mem::take(&mut self.extents),
+            leaving: std::mem::take(&mut self.leaving),
+            after: self.after.take(),
         }
     }
 
@@ -108,15 +140,20 @@ impl Balancing {
         for &list in lists {
             let blocks = index.blocks_of(list)?;
             let slots: Vec<u32> = blocks.iter().flat_map(|(_, slots)| taken(slots)).collect();
+            // Beside others there is no other way to give back blocks.
+            let sparse = S::SHARED && blocks.len() > SPARSE * slots.len().div_ceil(BLOCK) + 1;
             if slots.len() > SPLIT.max(LONG * mean) && mean > 0 {
                 let parts = slots.len().div_ceil(mean.max(BLOCK)).max(2);
                 self.long.push((list, slots, parts));
+            } else if sparse && !slots.is_empty() {
+                self.long.push((list, slots, 1));
             } else if slots.len() < mean / SHORT {
                 self.leaving.push(list);
                 self.slots.extend(slots);
             }
         }
-        let parts: usize = self.long.iter().map(|(_, _, parts)| parts).sum();
+        let parts = self.long.iter().map(|(_, _, parts)| parts).filter(|&&parts| parts > 1);
+        let parts: usize = parts.sum();
         let outdated = lists.len() >= MANY && parts > lists.len() / REBUILD;
         self.stage = if outdated { Stage::Outdated } else { Stage::Cut };
         Ok(())
@@ -146,12 +183,12 @@ impl Balancing {
             return Ok(());
         }
         let (cut, long) = (self.cut.take(), self.long.pop());
-        if let (Some((points, trainer)), Some((list, slots, _))) = (cut, long) {
+        if let (Some((points, trainer)), Some((list, slots, parts))) = (cut, long) {
             let centroids = trainer.finish();
             let nearest = kmeans::assign(&points, dim, &centroids);
             let share = index.share_of(list)?;
             // Where all coincide no cut would part them.
-            if nearest.iter().any(|&part| part != nearest[0]) {
+            if parts == 1 || nearest.iter().any(|&part| part != nearest[0]) {
                 self.extents.extend(extents_of(&points, &centroids, &nearest, dim, share));
                 self.centroids.extend(centroids);
                 self.leaving.push(list);
@@ -169,7 +206,7 @@ impl Balancing {
         }
         let count = index.rows.meta.entry_level.get();
         let wanted = self.centroids.len() / index.rows.space.dim;
-        for list in 0..count {
+        for list in index.numbers() {
             if self.numbers.len() < wanted && index.list(list)?.retired.get() != 0 {
                 self.numbers.push(list);
             }
@@ -183,8 +220,11 @@ impl Balancing {
             let model_of =
                 |gone: &[u32]| model.with(&self.numbers, &self.centroids, &self.extents, gone);
             let (between, after) = (model_of(&[]), model_of(&self.leaving));
-            between.warm();
-            after.warm();
+            // Beside others the model is read anew.
+            if !S::SHARED {
+                between.warm();
+                after.warm();
+            }
             (self.between, self.after) = (Some(between), Some(after));
         }
         self.leaving.sort_unstable();
@@ -293,13 +333,20 @@ impl<S: PageStore> IvfPq<S> {
     }
 
     /// A list around a centroid, under a number that is out of use or new.
-    fn create_list(&mut self, number: u32, centroid: &[f32], extent: Extent) -> Result<()> {
+    pub(super) fn create_list(
+        &mut self,
+        number: u32,
+        centroid: &[f32],
+        extent: Extent,
+    ) -> Result<()> {
         self.rows.reserve(LISTS, u64::from(number) + 1)?;
         self.rows.put_whole(CENTROIDS, number, centroid.as_bytes())?;
         let mut change = Change::default();
         change.put_record(self.rows.array(LISTS)?, number, List::empty(extent).as_bytes())?;
         self.rows.commit_meta(change, |meta| {
             meta.entry_level = meta.entry_level.get().max(number + 1).into();
+            // A handle that does not know of the list would miss what comes to it.
+            meta.sweeps = meta.sweeps.get().wrapping_add(u32::from(S::SHARED)).into();
             true
         })?;
         self.forget_model();

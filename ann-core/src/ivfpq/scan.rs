@@ -41,6 +41,10 @@ impl<S: PageStore> IvfPq<S> {
 
     /// Asks for the first blocks of a list.
     pub(super) fn prefetch_list(&self, list: u32) -> Result<()> {
+        // Where pages are pinned, that takes longer than it saves.
+        if self.rows.store.contiguous().is_none() {
+            return Ok(());
+        }
         let head = self.list(list)?.head.get();
         (head..head.saturating_add(AHEAD)).for_each(|block| self.rows.prefetch(BLOCKS, block));
         Ok(())
@@ -59,24 +63,27 @@ impl<S: PageStore> IvfPq<S> {
         cost: &mut Cost,
         mut each: impl FnMut(f32, u32) -> f32,
     ) -> Result<()> {
-        let (shape, upper, slots) = (self.block, self.rows.meta.upper.get(), self.rows.slots());
+        let (shape, upper, slots) = (self.block, self.rows.upper(), self.rows.ids());
         let by_slot = match matcher {
             Matcher::Slots(_) => true,
             Matcher::All | Matcher::Keys(_) => false,
         };
-        // Removed vectors have entries only between the two writes of an update.
-        let looks = matches!(matcher, Matcher::Keys(_)) || self.rows.meta.tombstones.get() > 0;
+        // Removed vectors have entries only between the two writes of an update; or where many handles change an index, as
+        // long as a sweep takes, and what is found is looked at in any case.
+        let has_removed = !S::SHARED && self.rows.meta.tombstones.get() > 0;
+        let looks = matches!(matcher, Matcher::Keys(_)) || has_removed;
         let (mut distances, mut held) = ([0f32; BLOCK], [NONE; BLOCK]);
         let mut next = self.list(list)?.head.get();
         let fetches = fetches && self.rows.store.contiguous().is_some();
         let mut steps = 0;
+        let mut page = None;
         while next != NONE {
             if next >= upper || steps > upper {
                 return Err(self.bad_block(next, format!("the chain of list {list} leads here")));
             }
             steps += 1;
             let block = next;
-            let (below, of, follows) = self.rows.record(BLOCKS, block, |bytes| {
+            let score = |bytes: &[u8]| {
                 let links = shape.links_of(bytes);
                 let follows = links.next.get();
                 // Blocks mostly follow one another, and one takes longer to come than to be scored.
@@ -112,7 +119,11 @@ impl<S: PageStore> IvfPq<S> {
                     held = shape.slots_of(bytes);
                 }
                 (below, links.list.get(), follows)
-            })?;
+            };
+            let (below, of, follows) = match looks {
+                true => self.rows.record(BLOCKS, block, score)?,
+                false => self.rows.record_of_page(BLOCKS, block, &mut page, score)?,
+            };
             if of != list {
                 return Err(self.bad_block(block, format!("it is of list {of}, not {list}")));
             }

@@ -16,7 +16,7 @@ use crate::rows::{Batch, Matcher, Plan, Probe, nearest};
 
 use super::IvfPq;
 use super::collect::Collected;
-use super::model::{Model, unkey};
+use super::model::{Model, key, unkey};
 use super::scan::Prepared;
 
 /// What a search needs for a while; reused by the next.
@@ -31,7 +31,7 @@ pub(crate) struct Scratch {
 }
 
 /// How many lists a search reads, and how many candidates it measures.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Effort {
     pub probes: usize,
     pub rerank: usize,
@@ -43,7 +43,7 @@ impl<S: PageStore> IvfPq<S> {
         let meta = &self.rows.meta;
         let tuned = |value: u32| (value > 0).then_some(value as usize);
         let probes = options.probes.or(tuned(meta.probes.get()));
-        let probes = probes.unwrap_or_else(|| default_probes(meta.entry_level.get() as usize));
+        let probes = probes.unwrap_or_else(|| default_probes(self.numbers().len()));
         let rerank = options.rerank.or(options.ef).or(tuned(meta.rerank.get()));
         let k = options.k.min(self.rows.len().max(1));
         let rerank = rerank.unwrap_or_else(|| default_rerank(k));
@@ -105,11 +105,15 @@ impl<S: PageStore> IvfPq<S> {
     }
 
     pub(super) fn hits(&self, found: &[u64]) -> Result<Vec<Hit>> {
-        let hit = |&found: &u64| {
-            let (distance, slot) = unkey(found);
-            Ok(Hit { key: self.rows.node(slot)?.key.get(), distance })
-        };
-        found.iter().map(hit).collect()
+        let mut hits = Vec::with_capacity(found.len());
+        for (distance, slot) in found.iter().copied().map(unkey) {
+            let node = self.rows.node(slot)?;
+            // Where others remove rows, their entries stay for a while.
+            if !S::SHARED || node.is_visible() {
+                hits.push(Hit { key: node.key.get(), distance });
+            }
+        }
+        Ok(hits)
     }
 
     /// All within a radius: every list is read, unless `probes` says otherwise, and what may be within by its code is
@@ -153,8 +157,8 @@ impl<S: PageStore> IvfPq<S> {
             )?;
         }
         let found = nearest(&self.rows, &scratch.probe, slots.into_iter(), usize::MAX, radius)?;
-        let hit = |(distance, id)| Ok(Hit { key: self.rows.node(id)?.key.get(), distance });
-        found.into_iter().map(hit).collect()
+        let found: Vec<u64> = found.into_iter().map(|(distance, id)| key(distance, id)).collect();
+        self.hits(&found)
     }
 
     /// By how much a distance by code may be above the true one, if that is at most `radius`. What a code misses of a

@@ -76,21 +76,18 @@ impl Learning {
         pool.install(|| self.step_here(index, source))
     }
 
-    fn step_here<S: PageStore, T: Element>(
+    /// [`Learning::step`] on the current thread pool.
+    pub(super) fn step_here<S: PageStore, T: Element>(
         &mut self,
         index: &IvfPq<S>,
         source: &Source<'_, T>,
     ) -> Result<Option<Model>> {
-        let (meta, dim) = (&index.rows.meta, index.rows.space.dim);
-        let seed = meta.seed.get();
+        let (seed, dim) = (index.rows.meta.seed.get(), index.rows.space.dim);
         match &mut self.stage {
             Stage::Draw => {
                 let lists = index.wanted_lists(source.len());
-                let limit = match meta.sweeps.get() {
-                    0 => (SAMPLE_OF_LIST * lists).max(SAMPLE),
-                    asked => (asked as usize).max(lists),
-                };
-                self.points = source.sample(&index.rows, limit.min(source.len()), seed)?;
+                let limit = index.sample_rows(source.len());
+                self.points = source.sample(&index.rows, limit, seed)?;
                 let training =
                     Training { clusters: lists, iterations: ITERATIONS, spherical: false, seed };
                 self.stage = Stage::Clusters(kmeans::Trainer::new(&self.points, dim, training));
@@ -148,8 +145,16 @@ impl<S: PageStore> IvfPq<S> {
         model
     }
 
+    /// How many rows of a sample suit so many lists.
+    pub(super) fn wanted_sample(&self, lists: usize) -> usize {
+        match self.rows.meta.alpha.get() {
+            0 => (SAMPLE_OF_LIST * lists).max(SAMPLE),
+            asked => (asked as usize).max(lists),
+        }
+    }
+
     /// How many lists suit so many rows.
-    fn wanted_lists(&self, rows: usize) -> usize {
+    pub(super) fn wanted_lists(&self, rows: usize) -> usize {
         match self.rows.meta.ef_construction.get() {
             0 => (2.0 * (rows as f64).sqrt()) as usize,
             asked => return (asked as usize).min(rows).max(1),

@@ -78,6 +78,8 @@ impl<S: PageStore> PageStore for Faulty<S> {
     where
         S: 'a;
 
+    const SHARED: bool = S::SHARED;
+
     fn page_size(&self) -> usize {
         self.inner.page_size()
     }
@@ -241,6 +243,8 @@ impl<S: PageStore> PageStore for Latched<S> {
         = LatchedPage<S::Page<'a>>
     where
         S: 'a;
+
+    const SHARED: bool = S::SHARED;
 
     fn page_size(&self) -> usize {
         self.inner.page_size()

@@ -146,7 +146,8 @@ pub(crate) struct Meta {
     pub kind: u8,
     pub dtype: u8,
     pub metric: u8,
-    reserved_a: u8,
+    /// IVF-PQ: which of the two places of the codebook is in use, 0 or 1.
+    pub book: u8,
     pub dim: U32,
     pub page_size: U32,
     pub seed: U64,
@@ -180,12 +181,13 @@ pub(crate) struct Meta {
     pub along: u8,
     /// Records of array 3 handed out so far: upper-level links, or IVF-PQ's blocks.
     pub upper: U32,
-    /// DiskANN's alpha, the bits of a float; 0 stands for 1.
+    /// DiskANN's alpha, the bits of a float; 0 stands for 1. IVF-PQ: rows that training looks at, at most; 0 for what
+    /// suits the lists.
     pub alpha: U32,
     /// Pieces of the centre of the codes by node; 0 if none are in use, or without vectors if the centre is zero.
+    /// IVF-PQ: the first of the lists in use; `entry_level` is where they end.
     pub coded: U32,
-    /// Graphs: sweeps that have set out to change what slots hold, so that searches beside them can tell. IVF-PQ: rows
-    /// that training looks at, at most; 0 for what suits the lists.
+    /// Counts what searches beside it have to know of: changes of what slots hold, and of IVF-PQ's lists.
     pub sweeps: U32,
     /// IVF-PQ: the most that a code misses of its vector, the bits of a float.
     pub error: U32,
@@ -247,13 +249,14 @@ impl Meta {
             return bad(format!("codes of {} bits by node", meta.code_bits));
         }
         let pieces = if is_coded { meta.dim.get().div_ceil(CENTRE_FLOATS as u32) } else { 0 };
-        if meta.coded.get() != 0 && meta.coded.get() != pieces {
+        let has_lists = meta.try_kind() == Some(Kind::IvfPq);
+        if meta.coded.get() != 0 && meta.coded.get() != pieces && !has_lists {
             return bad(format!("a centre of {} pieces", meta.coded.get()));
         }
         if Metric::from_code(meta.metric).is_none() {
             return bad(format!("unknown metric {}", meta.metric));
         }
-        if !(1.0..=MAX_ALPHA).contains(&meta.alpha()) {
+        if !has_lists && !(1.0..=MAX_ALPHA).contains(&meta.alpha()) {
             return bad(format!("alpha = {}", meta.alpha()));
         }
         let dim = meta.dim.get() as usize;

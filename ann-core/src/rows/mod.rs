@@ -240,6 +240,31 @@ impl<S: PageStore> Rows<S> {
         Ok(read(body.get(offset..offset + array.size()).ok_or_else(missing)?))
     }
 
+    /// [`Rows::record`] of records that may lie on the same page one after the other: it stays latched in `page`, and until
+    /// that is dropped no other may be read.
+    #[inline]
+    pub(crate) fn record_of_page<'a, R>(
+        &'a self,
+        number: usize,
+        id: u32,
+        page: &mut Option<(PageId, S::Page<'a>)>,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R> {
+        if self.store.contiguous().is_some() {
+            return self.record(number, id, read);
+        }
+        let array = self.array(number)?;
+        let missing = || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
+        let (at, offset) = array.locate(id).ok_or_else(missing)?;
+        if page.as_ref().is_none_or(|(known, _)| *known != at) {
+            // One latch at a time.
+            *page = None;
+            *page = Some((at, self.store.read(at)?));
+        }
+        let body = page.as_ref().map_or(&[][..], |(_, body)| &body[..]);
+        Ok(read(body.get(offset..offset + array.size()).ok_or_else(missing)?))
+    }
+
     /// A hint that a record will be read soon.
     #[inline]
     pub(crate) fn prefetch(&self, number: usize, id: u32) {
@@ -404,10 +429,12 @@ impl<S: PageStore> Rows<S> {
         Ok(())
     }
 
-    /// Makes room for so many slots in the arrays of a graph that have a record for each.
+    /// Makes room for so many slots in the arrays that have a record for each.
     pub(crate) fn reserve_slots(&mut self, slots: u64) -> Result<()> {
+        let links = self.arrays[LINKS].is_some().then_some(LINKS);
         let codes = self.goes_by_codes().then_some(CODES);
-        [VECTORS, LINKS, NODES].into_iter().chain(codes).try_for_each(|at| self.reserve(at, slots))
+        let arrays = [VECTORS, NODES].into_iter().chain(links).chain(codes);
+        arrays.into_iter().try_for_each(|at| self.reserve(at, slots))
     }
 
     /// Appends an extent to an array that is too small, unless somebody else has done something of that kind.
@@ -416,7 +443,9 @@ impl<S: PageStore> Rows<S> {
         let array = self.array(number)?;
         let needed = array.pages_for(records) - array.pages();
         let bound = (EXTENT_BYTES / page_size as u64).max(array.pages() / 8).max(1);
-        let usual = array.pages().clamp(1, bound).next_multiple_of(array.span() as u64);
+        // Beside others there is no building anew: what is not needed would stay unused.
+        let usual = if S::SHARED { array.pages() / 4 } else { array.pages() };
+        let usual = usual.clamp(1, bound).next_multiple_of(array.span() as u64);
         let pages = needed.max(usual);
         let start = self.meta.pages.get();
         let full = || Error::Full { limit: MAX_SLOTS, wanted: records };

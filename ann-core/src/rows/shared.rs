@@ -14,6 +14,20 @@ use super::{
 };
 
 impl<S: PageStore> Rows<S> {
+    /// Makes tombstones of the vectors whose keys `is_dead` says are to go; returns how many there were.
+    pub(crate) fn bury_where(&mut self, mut is_dead: impl FnMut(u64) -> bool) -> Result<usize> {
+        self.refresh()?;
+        let mut removed = 0;
+        for id in 0..self.slots() {
+            let node = self.node(id)?;
+            if node.is_visible() && is_dead(node.key.get()) {
+                self.bury(id)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
     /// Reads the meta page again, and with it what others have added to the arrays.
     pub(crate) fn refresh(&mut self) -> Result<()> {
         let (meta, extents) = Meta::parse(&self.store.read(META)?, self.store.page_size())?;
