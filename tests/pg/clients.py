@@ -45,7 +45,12 @@ def make(db: psycopg.Connection[Any], method: str, rows: int = 1000, vectors: st
     db.execute(f"DROP TABLE IF EXISTS {method}_t")
     db.execute(f"CREATE TABLE {method}_t (id bigint, v vector({DIM}))")
     fill(db, f"{method}_t", clustered(rows, DIM, 1))
-    options = {"ann_hnsw": "ef_construction = 60", "ann_diskann": "build_list_size = 60"}
+    options = {
+        "ann_hnsw": "ef_construction = 60",
+        "ann_diskann": "build_list_size = 60",
+        # So few rows to train at that lists come while clients are at work.
+        "ann_ivfpq": "train_at = 400",
+    }
     db.execute(
         f"CREATE INDEX {method}_i ON {method}_t USING {method} (v vector_l2_ops)"
         f" WITH ({options[method]}, vectors = {vectors})"

@@ -13,7 +13,8 @@ from embedded import Installation, Server
 
 Db = psycopg.Connection[Any]
 
-METHODS = ("ann_hnsw", "ann_diskann")
+GRAPHS = ("ann_hnsw", "ann_diskann")
+METHODS = (*GRAPHS, "ann_ivfpq")
 DIM = 24
 OPERATORS = {"l2": "<->", "ip": "<#>", "cosine": "<=>"}
 
@@ -74,7 +75,9 @@ def table(db: Db, rows: np.ndarray, kind: str = "vector", name: str = "t") -> No
 
 
 def index(db: Db, method: str, kind: str = "vector", metric: str = "l2", more: str = "") -> None:
-    """The index `i` on the table `t`."""
+    """The index `i` on the table `t`; lists come with the first hundred rows."""
+    if method == "ann_ivfpq" and "WITH" not in more:
+        more = f"WITH (train_at = 100) {more}"
     db.execute(f"CREATE INDEX i ON t USING {method} (v {kind}_{metric}_ops) {more}")
 
 

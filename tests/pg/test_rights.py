@@ -64,6 +64,7 @@ def test_anyone_may_use_indexes(db: Db, method: str) -> None:
         index(db, method)
         db.execute("SET ann.hnsw_ef_search = 100")
         db.execute("SET ann.diskann_list_size = 100")
+        db.execute("SET ann.ivfpq_probes = 100")
         assert nearest(db, "t", "<->", rows[7], 3, False)[0][0] == 7
         assert value(db, "SELECT ann.index_recall('i', 5, 5)") > 0.9
     verify(db)

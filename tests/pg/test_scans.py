@@ -28,6 +28,8 @@ def test_limits_of_all_sizes(db: Db, order: str) -> None:
     for effort in (1, 64, 100_000):
         db.execute(f"SET ann.hnsw_ef_search = {effort}")
         db.execute(f"SET ann.diskann_list_size = {effort}")
+        db.execute(f"SET ann.ivfpq_probes = {effort}")
+        db.execute(f"SET ann.rerank = {effort}")
         assert count("LIMIT 0") == 0
         assert count("LIMIT 1") == 1
         assert count("LIMIT 400") == count("LIMIT NULL") == count(f"LIMIT {2**62}") == 400
@@ -40,6 +42,8 @@ def test_limits_of_all_sizes(db: Db, order: str) -> None:
         db.execute(f"SET ann.max_scan_tuples = {tuples}")
         db.execute("SET ann.hnsw_ef_search = 1")
         db.execute("SET ann.diskann_list_size = 1")
+        db.execute("SET ann.ivfpq_probes = 1")
+        db.execute("SET ann.rerank = 1")
         assert tuples <= count("LIMIT 400") < 60
 
 

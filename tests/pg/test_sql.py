@@ -73,6 +73,7 @@ def test_goes_on_beyond_the_pool(db: Db, method: str) -> None:
     index(db, method)
     db.execute("SET ann.hnsw_ef_search = 20")
     db.execute("SET ann.diskann_list_size = 20")
+    db.execute("SET ann.rerank = 20")
     query = clustered(1, DIM, 9)[0]
     assert len(nearest(db, "t", "<->", query, 500, False)) == 500
     db.execute("SET enable_seqscan = off")

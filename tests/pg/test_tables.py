@@ -217,7 +217,11 @@ def effort(db: Db, queries: list[str], setting: str, target: float) -> float:
 
 def test_grown_indexes_search_as_built_ones(db: Db, method: str) -> None:
     """As many pages are read for a recall, within a fifth, if rows came one by one or at once."""
-    setting = {"ann_hnsw": "ann.hnsw_ef_search", "ann_diskann": "ann.diskann_list_size"}[method]
+    setting = {
+        "ann_hnsw": "ann.hnsw_ef_search",
+        "ann_diskann": "ann.diskann_list_size",
+        "ann_ivfpq": "ann.rerank",
+    }[method]
     db.execute(f"CREATE TABLE t (id int, v vector({DIM}))")
     index(db, method)
     fill(db, "t", clustered(3000, DIM, 10))

@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import pytest
 from clients import DIM, make, reader, running, vacuumer, writer
-from conftest import METHODS, clustered, recall
+from conftest import GRAPHS, METHODS, clustered, recall
 
 from embedded import Server
 
 
-@pytest.mark.parametrize("vectors", ["f32", "heap"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "vectors"),
+    [*((method, "f32") for method in METHODS), *((method, "heap") for method in GRAPHS)],
+)
 def test_ten_clients(server: Server, method: str, vectors: str) -> None:
     with server.connect() as db:
         make(db, method, vectors=vectors)

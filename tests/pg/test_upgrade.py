@@ -169,7 +169,11 @@ def populate(db: Db, rows: np.ndarray) -> None:
     db.execute(f"CREATE TABLE p (id int, v vector({DIM})) PARTITION BY RANGE (id)")
     db.execute("CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100)")
     db.execute("CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (1000)")
-    more = {"ann_hnsw": "m = 8, ef_construction = 50", "ann_diskann": "degree = 64, code_bits = 2"}
+    more = {
+        "ann_hnsw": "m = 8, ef_construction = 50",
+        "ann_diskann": "degree = 64, code_bits = 2",
+        "ann_ivfpq": "lists = 9, subvectors = 6, bits = 8, sample = 200, train_at = 100",
+    }
     for method in METHODS:
         db.execute(
             f"CREATE INDEX {method}_t ON t USING {method} (v vector_cosine_ops)"

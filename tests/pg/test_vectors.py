@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 from conftest import (
+    GRAPHS,
     OPERATORS,
     Db,
     clustered,
@@ -22,6 +23,12 @@ errors = psycopg.errors
 
 DIM = 48
 HEAP = "WITH (vectors = heap)"
+
+
+@pytest.fixture(params=GRAPHS)
+def method(request: pytest.FixtureRequest) -> str:
+    """Lists do not leave vectors to the heap."""
+    return request.param
 
 
 @pytest.mark.parametrize("metric", OPERATORS)
