@@ -21,7 +21,7 @@ from datasets.store import Dataset
 from embedded import Installation, Server
 from pgbench import Clients
 from pgextra import grown, grown_table, sizes, sizes_table, widened
-from pgsearch import EF, INDEXES, OPERATORS, Db, build, fill, register, size, sweep
+from pgsearch import INDEXES, OPERATORS, Db, build, efforts, fill, register, size, sweep
 
 RESULTS = Path(__file__).parent / "results"
 POOL = 5000
@@ -57,7 +57,8 @@ def measure(
     index["searches"] = sweep(db, dataset, queries, name)
     index["empty_s"] = index["searches"][0]["empty_s"]
     if not options.searches_only:
-        enough = [ef for ef, s in zip(EF, index["searches"]) if s["recall"] >= 0.95] or [EF[-1]]
+        tried = list(zip(efforts(name), index["searches"]))
+        enough = [effort for effort, s in tried if s["recall"] >= 0.95] or [tried[-1][0]]
         db.execute("DROP SEQUENCE IF EXISTS pool_next")
         db.execute("CREATE SEQUENCE pool_next MINVALUE 10000000")
         settings = f"-c {INDEXES[name][2]}={enough[0]} -c enable_seqscan=off"

@@ -12,10 +12,13 @@ from curves import recall, true_distances
 from datasets.store import Dataset
 
 EF = (20, 40, 80, 160, 320, 640)
+# Lists instead of candidates.
+PROBES = (16, 32, 64, 128, 256, 512)
 # The access method, its options, and the setting that a search's effort is set by.
 INDEXES = {
     "ann-diskann": ("ann_diskann", "", "ann.diskann_list_size"),
     "ann-hnsw": ("ann_hnsw", "", "ann.hnsw_ef_search"),
+    "ann-ivfpq": ("ann_ivfpq", "", "ann.ivfpq_probes"),
     "pgvector-64": ("hnsw", "m = 16, ef_construction = 64", "hnsw.ef_search"),
     "pgvector-200": ("hnsw", "m = 16, ef_construction = 200", "hnsw.ef_search"),
 }
@@ -109,7 +112,7 @@ def sweep(
     empty = empty_seconds(db, parameters) if timed else 0
     db.execute("SET enable_seqscan = off")
     searches: list[dict[str, Any]] = []
-    for ef in EF:
+    for ef in efforts(name):
         db.execute(f"SET {setting} = {ef}")
         passes = []
         if timed:
@@ -132,6 +135,11 @@ def sweep(
         if not timed and searches[-1]["recall"] >= 0.95:
             break
     return searches
+
+
+def efforts(name: str) -> tuple[int, ...]:
+    """What an index's setting is swept over."""
+    return PROBES if name == "ann-ivfpq" else EF
 
 
 def size(db: Db) -> int:
