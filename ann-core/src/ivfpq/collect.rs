@@ -46,8 +46,8 @@ pub(crate) struct Collected {
 
 impl Collected {
     /// Begins with a query.
-    pub(super) fn begin(&mut self, model: &Model, query: &[f32]) {
-        self.ranking.begin(model, query);
+    pub(super) fn begin(&mut self, model: &Model, query: &[f32], effort: Effort) {
+        self.ranking.begin(model, query, effort.probes);
         self.candidates.clear();
         (self.limit, self.read) = (f32::INFINITY, 0);
     }
@@ -106,7 +106,7 @@ impl<S: PageStore> IvfPq<S> {
     ) -> Result<()> {
         let Scratch { row, prepared, collected, .. } = scratch;
         self.prepare(model, row, prepared);
-        collected.begin(model, &prepared.floats);
+        collected.begin(model, &prepared.floats, effort);
         while collected.turn(model, effort) {
             for at in 0..collected.turns.len() {
                 if let Some(next) = collected.turns.get(at + 1) {

@@ -15,6 +15,7 @@ use crate::threads;
 
 use super::coarse::Coarse;
 use super::lists::{Extent, List};
+use super::rank;
 use super::{BOOK, CENTROIDS, LISTS};
 
 /// The share of a query's length along a vector from which on codes are chosen to be right (ScaNN's threshold).
@@ -178,6 +179,7 @@ impl Model {
     /// Takes over other extents.
     pub(crate) fn set_extents(&mut self, extents: Vec<Extent>) {
         (self.mean, self.extents) = (mean_of(&extents), extents);
+        self.coarse = OnceLock::new();
     }
 
     pub(crate) fn centroid(&self, at: usize) -> &[f32] {
@@ -185,7 +187,8 @@ impl Model {
     }
 
     fn make_coarse(&self) -> Option<Coarse> {
-        Coarse::new(&self.centroids, self.dim, self.metric)
+        let besides = |at: usize| rank::besides(self.metric, &self.extents[at], &self.mean);
+        Coarse::new(&self.centroids, self.dim, self.metric, besides)
     }
 
     /// Makes what the first search would, on the current thread pool.
