@@ -21,6 +21,7 @@ pub struct IvfPqBuilder {
     subvectors: Option<usize>,
     bits: u8,
     anisotropic: bool,
+    spill: bool,
     sample: Option<usize>,
     train_at: usize,
     seed: u64,
@@ -38,6 +39,7 @@ impl IvfPqBuilder {
             subvectors: None,
             bits: 4,
             anisotropic: true,
+            spill: false,
             sample: None,
             train_at: 1024,
             seed: 0,
@@ -90,6 +92,14 @@ impl IvfPqBuilder {
     /// 1908.10396), and not for the least distance to the vector. True unless it is set; no matter under squared L2.
     pub fn anisotropic(mut self, anisotropic: bool) -> IvfPqBuilder {
         self.anisotropic = anisotropic;
+        self
+    }
+
+    /// Whether vectors have a second entry, in a list that tells of them what the nearest does not (SOAR, arXiv 2404.00774):
+    /// codes take twice the space, and searches find as much in fewer lists, the more so the more dimensions there are.
+    /// False unless it is set.
+    pub fn spill(mut self, spill: bool) -> IvfPqBuilder {
+        self.spill = spill;
         self
     }
 
@@ -158,6 +168,7 @@ impl IvfPqBuilder {
             meta.m = (block.subs as u32).into();
             meta.code_bits = self.bits;
             meta.along = u8::from(self.anisotropic && self.metric != Metric::L2sq);
+            meta.spill = u8::from(self.spill);
             meta.ef_construction = number(self.lists);
             // Where graphs count sweeps.
             meta.sweeps = number(self.sample);

@@ -409,6 +409,9 @@ pub(super) fn shape_of<S: PageStore>(rows: &Rows<S>) -> Result<Block> {
         let what = format!("{subs} sub-quantizers of {} bits", meta.code_bits);
         return Err(Error::corrupt(0, what));
     }
+    if meta.spill > 1 {
+        return Err(Error::corrupt(0, format!("{} further entries", meta.spill)));
+    }
     if meta.train_at.get() == 0 {
         return Err(Error::corrupt(0, "train_at = 0"));
     }

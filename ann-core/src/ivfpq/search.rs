@@ -30,11 +30,18 @@ pub(crate) struct Scratch {
     pub(super) batch: Batch,
 }
 
+/// Candidates that are kept, at least: by the last of them it is judged which lists are of use.
+const POOL: usize = 64;
+
 /// How many lists a search reads, and how many candidates it measures.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Effort {
     pub probes: usize,
     pub rerank: usize,
+    /// Candidates that are kept.
+    pub pool: usize,
+    /// Whether vectors may be met twice.
+    pub twice: bool,
 }
 
 impl<S: PageStore> IvfPq<S> {
@@ -47,7 +54,15 @@ impl<S: PageStore> IvfPq<S> {
         let rerank = options.rerank.or(options.ef).or(tuned(meta.rerank.get()));
         let k = options.k.min(self.rows.len().max(1));
         let rerank = rerank.unwrap_or_else(|| default_rerank(k));
-        Effort { probes, rerank: rerank.max(k) }
+        let (rerank, twice) = (rerank.max(k), meta.spill == 1);
+        let pool = rerank.max(POOL);
+        // Where two may be the same, as many more as these mostly are; or all that can be, if nearly all are asked for.
+        let more = match twice {
+            false => 0,
+            true if pool >= self.rows.len() / 4 => pool,
+            true => pool / 2,
+        };
+        Effort { probes, rerank, pool: pool.saturating_add(more), twice }
     }
 
     /// Borrows a scratch; it goes back by itself.
@@ -151,6 +166,10 @@ impl<S: PageStore> IvfPq<S> {
                     all
                 },
             )?;
+        }
+        if self.rows.meta.spill == 1 {
+            slots.sort_unstable();
+            slots.dedup();
         }
         let found = nearest(&self.rows, &scratch.probe, slots.into_iter(), usize::MAX, radius)?;
         let hit = |(distance, id)| Ok(Hit { key: self.rows.node(id)?.key.get(), distance });

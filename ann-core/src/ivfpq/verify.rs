@@ -1,4 +1,5 @@
-//! The invariants of lists: each vector has one entry, where its node says, whose code is the vector's.
+//! The invariants of lists: each vector has one entry, or a second one in another list, where its node says, whose codes
+//! are the vector's.
 
 use crate::error::{Error, Result};
 use crate::page::PageStore;
@@ -31,7 +32,8 @@ impl<S: PageStore> IvfPq<S> {
         }
         let blocks = self.rows.meta.upper.get() as usize;
         let mut met = vec![false; blocks];
-        let mut entered = vec![false; self.rows.slots() as usize];
+        // Of each slot, whether its second and its first entry were met, and the list of the one met before.
+        let mut entered = vec![([false; 2], NONE); self.rows.slots() as usize];
         for list in 0..self.rows.meta.entry_level.get() {
             let record = self.list(list)?;
             if record.retired.get() > 1 {
@@ -48,17 +50,19 @@ impl<S: PageStore> IvfPq<S> {
                     return Err(self.bad_block(*block, "it is on two chains"));
                 }
                 for slot in taken(slots) {
-                    let twice =
-                        entered.get_mut(slot as usize).map(|met| std::mem::replace(met, true));
-                    if twice != Some(false) {
-                        return Err(
-                            self.bad_block(*block, format!("slot {slot} has no entry here"))
-                        );
-                    }
+                    let bad = || self.bad_block(*block, format!("slot {slot} has no entry here"));
+                    let (met, before) = entered.get_mut(slot as usize).ok_or_else(bad)?;
                     let node = self.rows.node(slot)?;
-                    if node.is(State::Free) || node.owner.get() != *block {
+                    let is_first = node.owner.get() == *block;
+                    let is_second = self.rows.meta.spill == 1 && node.twin.get() == *block;
+                    if node.is(State::Free) || !(is_first || is_second) {
                         let what = format!("its entry is in block {block}");
                         return Err(self.rows.corrupt_node(slot, what));
+                    }
+                    if std::mem::replace(&mut met[usize::from(is_first)], true)
+                        || std::mem::replace(before, list) == list
+                    {
+                        return Err(bad());
                     }
                 }
                 if let Some(place) = place {
@@ -78,9 +82,17 @@ impl<S: PageStore> IvfPq<S> {
         if let Some(block) = met.iter().position(|met| !met) {
             return Err(self.bad_block(block as u32, "no list and no chain has it"));
         }
-        for (id, entered) in (0..).zip(entered) {
-            if !entered && !self.rows.node(id)?.is(State::Free) {
+        for (id, ([second, first], _)) in (0..).zip(entered) {
+            let node = self.rows.node(id)?;
+            if node.is(State::Free) {
+                continue;
+            }
+            if !first {
                 return Err(self.rows.corrupt_node(id, "it has no entry".into()));
+            }
+            if second != (node.twin.get() != NONE) {
+                let what = format!("its second entry is not in block {}", node.twin.get());
+                return Err(self.rows.corrupt_node(id, what));
             }
         }
         Ok(())

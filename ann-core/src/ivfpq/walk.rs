@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use hashbrown::HashSet;
+
 use crate::error::Result;
 use crate::index::{Cost, Hit};
 use crate::page::PageStore;
@@ -27,6 +29,8 @@ pub(crate) struct Walk {
     pool: usize,
     /// Lists that are read at a time.
     probes: usize,
+    /// Slots that were met, where they may be met twice.
+    met: HashSet<u32>,
     /// Without lists: whether all was returned.
     done: bool,
 }
@@ -95,7 +99,11 @@ impl<S: PageStore> IvfPq<S> {
         if count < walk.waiting.len() {
             walk.waiting.select_nth_unstable(count - 1);
         }
-        let slots: Vec<u32> = walk.waiting.drain(..count).map(|waiting| waiting as u32).collect();
+        let mut slots: Vec<u32> =
+            walk.waiting.drain(..count).map(|waiting| waiting as u32).collect();
+        if self.rows.meta.spill == 1 {
+            slots.retain(|&slot| walk.met.insert(slot));
+        }
         let found = nearest(&self.rows, &walk.probe, slots.into_iter(), usize::MAX, f32::INFINITY)?;
         for (distance, slot) in found {
             let node = self.rows.node(slot)?;

@@ -146,7 +146,8 @@ pub(crate) struct Meta {
     pub kind: u8,
     pub dtype: u8,
     pub metric: u8,
-    reserved_a: u8,
+    /// IVF-PQ: 1 if vectors have a second entry in another list.
+    pub spill: u8,
     pub dim: U32,
     pub page_size: U32,
     pub seed: U64,
@@ -355,9 +356,10 @@ pub(crate) enum State {
 #[repr(C)]
 pub(crate) struct Node {
     pub key: U64,
-    /// Next on the chain of identical vectors; on a free slot, next on the free list.
+    /// Next on the chain of identical vectors; on a free slot, next on the free list. IVF-PQ: the block of its second
+    /// entry.
     pub twin: U32,
-    /// Of a twin: the vector in the graph whose chain it is on.
+    /// Of a twin: the vector in the graph whose chain it is on. IVF-PQ: the block of its entry.
     pub owner: U32,
     /// First record in the upper-level link array; the slot keeps it, and its level, for all its occupants.
     pub upper: U32,
