@@ -110,7 +110,10 @@ class AnnDiskAnnCompact(AnnDiskAnn):
 
 
 class AnnIvfPq(AnnDiskAnn):
-    """Our IVF-PQ, searched in memory as built: vectors as u8 where they are, else as f16."""
+    """Our IVF-PQ, searched in memory as built: vectors as u8 where they are, else as f16.
+
+    Under cosine vectors have two entries, and a code for each three dimensions beyond 128.
+    """
 
     name = "ann-ivfpq"
 
@@ -120,12 +123,14 @@ class AnnIvfPq(AnnDiskAnn):
             metric="cosine" if self.angular else "l2sq",
             dtype="u8" if self.of_bytes else "f32",
             rerank=None if self.of_bytes else "f16",
+            spill=self.angular,
+            subvectors=train.shape[1] // 3 if self.angular and train.shape[1] > 128 else None,
         )
         self.index.add(train if self.bytes is None else self.bytes, threads=self.task.threads)
 
     def settings(self, n: int) -> list[Setting]:
-        probes = (4, 8, 12, 16, 24, 32, 48, 64, 128, 400)
-        return [{"probes": p, "rerank": r} for r in (20, 40, 80, 120, 160, 240) for p in probes]
+        probes = (4, 8, 16, 24, 32, 48, 64, 128, 256)
+        return [{"probes": p, "rerank": r} for r in (20, 40, 80, 120, 240, 480) for p in probes]
 
 
 class AnnHnswMmap(AnnHnsw):

@@ -1,10 +1,10 @@
-//! Time to rotate a vector, to encode it, to make a query's tables, and to score a block of 32 codes in cache by every
-//! instruction set.
+//! Time to rotate a vector, to encode it, to make a query's tables, and to score a block of 32 codes in cache, of RaBitQ
+//! and of a product quantizer, by every instruction set.
 
 use std::hint::black_box;
 
 use ann_core::code::{Rotation, rabitq};
-use ann_core::kernel::fastscan::{Block, FastScan, Lut, plane_bytes};
+use ann_core::kernel::fastscan::{Block, FastScan, Lut, Tables, nibble_bytes, plane_bytes};
 use ann_core::kernel::{Isa, Op};
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -57,5 +57,32 @@ fn codes(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, codes);
+/// Sub-quantizers.
+const SUBS: [usize; 4] = [50, 64, 96, 196];
+
+fn product_codes(c: &mut Criterion) {
+    for subs in SUBS {
+        let mut group = c.benchmark_group(format!("product codes {subs}"));
+        let entries: Vec<[f32; 16]> =
+            (0..subs * 16).map(|i| (i as f32).sin()).collect::<Vec<f32>>().as_chunks().0.to_vec();
+        let mut tables = Tables::default();
+        group.bench_function("tables", |b| b.iter(|| tables.fill(black_box(&entries))));
+        let len = nibble_bytes(subs);
+        let bytes: Vec<u8> = (0..len + 64).map(|i| ((i * 7919) >> 3) as u8).collect();
+        let codes = &bytes[bytes.as_ptr().align_offset(64)..][..len];
+        let mut out = [0.0; 32];
+        for scan in ISAS.into_iter().filter_map(FastScan::with_isa) {
+            // Of blocks that searches read, few have anything below the bound.
+            for (name, bound) in [("none below", -1e9), ("all below", 1e9)] {
+                group.bench_function(format!("{:?} {name}", scan.isa()), |b| {
+                    b.iter(|| {
+                        scan.distances(black_box(codes), &tables, None, 0.0, bound, &mut out)
+                    });
+                });
+            }
+        }
+    }
+}
+
+criterion_group!(benches, codes, product_codes);
 criterion_main!(benches);

@@ -177,7 +177,7 @@ fn lists_are_deterministic_too() {
         index.rebalance(threads).unwrap();
         index.compact().unwrap();
         index.verify().unwrap();
-        let mut grown = IvfPq::builder(100).seed(seed).train_at(500).build().unwrap();
+        let mut grown = IvfPq::builder(100).seed(seed).train_at(500).spill(true).build().unwrap();
         for part in rows.axis_chunks_iter(Axis(0), 700) {
             grown.add(part, None, options()).unwrap();
         }

@@ -125,6 +125,7 @@ fn compact(metric: Metric, more: usize) -> DiskAnn {
 
 fn ivfpq(metric: Metric) -> IvfPq {
     let builder = IvfPq::builder(DIM).metric(metric).train_at(100).lists(6);
+    let builder = builder.spill(metric != Metric::L2sq);
     let mut index = builder.build_in(MemStore::new(4096).unwrap()).unwrap();
     fill(&mut index);
     index

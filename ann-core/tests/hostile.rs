@@ -153,6 +153,7 @@ fn flat() -> Flat {
 /// Lists with all there can be in them: full and open blocks, unused ones, retired lists, free slots.
 fn lists(metric: Metric, bits: u8) -> IvfPq {
     let builder = IvfPq::builder(DIM).metric(metric).lists(9).train_at(100).bits(bits);
+    let builder = builder.spill(bits == 8);
     let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
     index.add(rows(400, 1).view(), None, AddOptions::new().threads(1)).unwrap();
     let near = Array2::from_shape_fn((150, DIM), |(i, j)| (i * j % 7 + 1) as f32);

@@ -71,6 +71,59 @@ fn codes_for_inner_products_find_more() {
     assert!(with > without, "{with}, {without}");
 }
 
+/// Second entries bring what is found in fewer lists, whatever happens to the lists, and each vector is returned once.
+#[test]
+fn spilled_entries_find_more_in_as_many_lists() {
+    let set = small_set();
+    for metric in [Metric::Cosine, Metric::L2sq] {
+        let exact = flat(metric, &set.base);
+        let made = |spill| {
+            let mut index = builder(metric).spill(spill).build().unwrap();
+            add_all(&mut index, set.base.view());
+            index.verify().unwrap();
+            index
+        };
+        let (mut twice, once) = (made(true), made(false));
+        let found = |index: &IvfPq, probes| {
+            let options = Search::new(10).probes(probes).rerank(200);
+            recall_of(index, &exact, &set.queries, &options)
+        };
+        let (with, without) = (found(&twice, 8), found(&once, 8));
+        assert!(with > without + 0.05, "{metric}: {with}, {without}");
+        // Half of the vectors are replaced by themselves, one after the other.
+        let half = set.base.nrows() / 2;
+        let keys: Vec<u64> = (0..half as u64).collect();
+        for (rows, keys) in
+            set.base.slice(s![..half, ..]).axis_chunks_iter(Axis(0), 100).zip(keys.chunks(100))
+        {
+            twice.update(rows, keys, AddOptions::new()).unwrap();
+        }
+        twice.compact().unwrap();
+        twice.verify().unwrap();
+        let after = found(&twice, 8);
+        assert!(after > with - 0.01, "{metric}: {after}, {with} before");
+        let query = set.queries.row(0).to_vec();
+        let all = Search::new(set.base.nrows()).probes(1000).rerank(set.base.nrows());
+        let mut hits = twice.search(&query, &all).unwrap();
+        assert_eq!(hits.len(), set.base.nrows());
+        hits.sort_unstable_by_key(|hit| hit.key);
+        assert!(hits.windows(2).all(|pair| pair[0].key < pair[1].key));
+        let radius = exact.search(&query, &Search::new(50)).unwrap()[49].distance;
+        let within = twice.range_search(&query, radius, &Search::new(1)).unwrap();
+        assert_eq!(within.len(), 50);
+        let mut cursor = twice.cursor(&query, 100).unwrap();
+        let mut keys = std::collections::HashSet::new();
+        loop {
+            let hits = twice.resume(&mut cursor, 500, Filter::None).unwrap();
+            if hits.is_empty() {
+                break;
+            }
+            assert!(hits.iter().all(|hit| keys.insert(hit.key)));
+        }
+        assert_eq!(keys.len(), set.base.nrows());
+    }
+}
+
 #[test]
 fn more_bits_find_more() {
     let set = small_set();
@@ -121,6 +174,13 @@ fn a_shifted_distribution_and_rebalancing() {
         };
         queries.rows().into_iter().map(cost).sum()
     };
+    let mut spilled = builder(Metric::L2sq).lists(lists).spill(true).build().unwrap();
+    add_all(&mut spilled, old);
+    spilled.add(new.view(), None, AddOptions::new()).unwrap();
+    let recall_before = recall_of(&spilled, &exact, &queries, &options);
+    spilled.rebalance(2).unwrap();
+    spilled.verify().unwrap();
+    assert!(recall_of(&spilled, &exact, &queries, &options) > recall_before - 0.02);
     let before = work(&grown);
     assert!(recall_of(&grown, &exact, &queries, &options) > 0.9);
     grown.rebalance(2).unwrap();

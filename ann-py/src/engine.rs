@@ -260,15 +260,16 @@ impl Engine {
         metric: &str,
         dtype: &str,
         measures: (Option<Bound<'_, PyAny>>, Option<Bound<'_, PyAny>>, Bound<'_, PyAny>),
-        kept: (Option<String>, bool),
+        kept: (Option<String>, bool, bool),
         seed: &Bound<'_, PyAny>,
     ) -> Answer<Engine> {
-        let ((lists, subvectors, bits), (vectors, anisotropic)) = (measures, kept);
+        let ((lists, subvectors, bits), (vectors, anisotropic, spill)) = (measures, kept);
         let mut builder = IvfPq::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
             .metric(metric.parse()?)
             .dtype(dtype.parse()?)
             .bits(whole("bits", &bits, 1..=255)? as u8)
             .anisotropic(anisotropic)
+            .spill(spill)
             .seed(whole("seed", seed, 0..=u64::MAX)? as u64);
         if let Some(lists) = lists {
             builder = builder.lists(whole("lists", &lists, 1..=u64::MAX)?);

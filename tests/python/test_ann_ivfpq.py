@@ -123,3 +123,19 @@ def test_a_load_can_be_stopped_and_is_told_of() -> None:
     stopped.add(x[:5000], ids=np.arange(50_000, 55_000))
     stopped.verify()
     assert stopped.lists > 0
+
+
+def test_second_entries() -> None:
+    data = load("glove-small-100-angular")
+    exact = ann.Flat(100, metric="cosine")
+    exact.add(data.train)
+    true, _ = exact.search(data.test, 10)
+    found = []
+    for spill in (False, True):
+        index = ann.IVFPQ(100, metric="cosine", spill=spill)
+        index.add(data.train)
+        index.verify()
+        ids, _ = index.search(data.test, 10, probes=8, rerank=200)
+        assert all(len(set(row)) == 10 for row in ids.tolist())
+        found.append(recall(ids, true))
+    assert found[1] > found[0] + 0.05

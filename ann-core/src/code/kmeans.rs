@@ -191,6 +191,104 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// Finds for points a second centroid that makes up for what the first is bad at (SOAR, arXiv 2404.00774): the least
+/// of `|x - c|^2 + weight * <x - c, u>^2`, where `u` is the direction from the first centroid to `x`. A query for which the
+/// first centroid says little of `x` lies in that direction, and should not find the same of the second.
+pub struct Seconds<'a> {
+    finder: Finder<'a>,
+    weight: f32,
+}
+
+/// What finding second centroids needs for a while.
+#[derive(Default)]
+pub struct SecondsScratch {
+    units: Vec<f32>,
+    products: [Array2<f32>; 2],
+}
+
+impl<'a> Seconds<'a> {
+    /// Of these centroids, rows of `dim` floats.
+    ///
+    /// # Panics
+    /// If there are fewer than two, or not whole rows.
+    pub fn new(centroids: &'a [f32], dim: usize, weight: f32) -> Seconds<'a> {
+        assert!(centroids.len() >= 2 * dim, "a second one is another one");
+        Seconds { finder: Finder::new(centroids, dim), weight }
+    }
+
+    /// Makes `seconds` the second centroid of each point, whose first is given.
+    ///
+    /// # Panics
+    /// If there is not a row of `points` for each place of `firsts` and `seconds`.
+    pub fn find(
+        &self,
+        points: &[f32],
+        firsts: &[u32],
+        scratch: &mut SecondsScratch,
+        seconds: &mut [u32],
+    ) {
+        let Finder { centroids, halves } = &self.finder;
+        let (count, dim) = centroids.dim();
+        assert_eq!(firsts.len(), seconds.len(), "a first one for each");
+        let SecondsScratch { units, products } = scratch;
+        units.clear();
+        for (point, &first) in points.chunks_exact(dim).zip(firsts) {
+            let centroid = centroids.row(first as usize);
+            units.extend(point.iter().zip(centroid).map(|(x, c)| x - c));
+        }
+        normalise(units, dim);
+        // What a point has along its own direction.
+        let along: Vec<f32> = points
+            .chunks_exact(dim)
+            .zip(units.chunks_exact(dim))
+            .map(|(x, u)| x.iter().zip(u).map(|(x, u)| f64::from(x * u)).sum::<f64>() as f32)
+            .collect();
+        let view = |rows| ArrayView2::from_shape((seconds.len(), dim), rows).expect("a row each");
+        let (points, units) = (view(points), view(&units[..]));
+        let mut least = vec![f32::INFINITY; seconds.len()];
+        // Where no loss is a number, one that is not the first.
+        seconds.iter_mut().zip(firsts).for_each(|(second, &first)| *second = u32::from(first == 0));
+        for from in (0..count).step_by(COLUMNS) {
+            let to = count.min(from + COLUMNS);
+            let shape = (seconds.len(), to - from);
+            let those = centroids.slice(ndarray::s![from..to, ..]);
+            for (products, rows) in products.iter_mut().zip([&points, &units]) {
+                if products.dim() != shape {
+                    *products = Array2::zeros(shape);
+                }
+                general_mat_mul(1.0, rows, &those.t(), 0.0, products);
+            }
+            let [near, across] = &mut *products;
+            for (at, (mut near, across)) in
+                near.outer_iter_mut().zip(across.outer_iter()).enumerate()
+            {
+                let (Some(near), Some(across)) = (near.as_slice_mut(), across.to_slice()) else {
+                    continue;
+                };
+                let (halves, own) = (&halves[from..to], along[at]);
+                // Halves of what both terms are, as what is compared is.
+                wide(
+                    #[inline(always)]
+                    || {
+                        for (near, &across) in near.iter_mut().zip(across) {
+                            *near -= 0.5 * self.weight * (own - across) * (own - across);
+                        }
+                    },
+                );
+                if let Some(first) = (firsts[at] as usize).checked_sub(from)
+                    && first < near.len()
+                {
+                    near[first] = f32::NEG_INFINITY;
+                }
+                let (loss, column) = least_of(near, halves);
+                if loss < least[at] {
+                    (least[at], seconds[at]) = (loss, (from + column) as u32);
+                }
+            }
+        }
+    }
+}
+
 /// The smallest of `half - product` and its place; of equal ones the first.
 fn least_of(products: &[f32], halves: &[f32]) -> (f32, usize) {
     wide(
@@ -338,6 +436,35 @@ mod tests {
     use super::*;
     use crate::page::testing::Rng;
 
+    #[test]
+    fn second_centroids_have_the_least_loss() {
+        let mut rng = Rng(3);
+        let mut unit = || (rng.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
+        let (dim, count, weight) = (7, 1100, 1.5f32);
+        let centroids: Vec<f32> = (0..count * dim).map(|_| unit()).collect();
+        let points: Vec<f32> = (0..200 * dim).map(|_| unit()).collect();
+        let firsts = assign(&points, dim, &centroids);
+        let mut seconds = vec![0; firsts.len()];
+        let finder = Seconds::new(&centroids, dim, weight);
+        finder.find(&points, &firsts, &mut SecondsScratch::default(), &mut seconds);
+        for ((point, &first), &second) in points.chunks_exact(dim).zip(&firsts).zip(&seconds) {
+            let beside = |at: usize| -> Vec<f32> {
+                point.iter().zip(&centroids[at * dim..]).map(|(x, c)| x - c).collect()
+            };
+            let mut direction = beside(first as usize);
+            normalise(&mut direction, dim);
+            let loss = |at: usize| {
+                let beside = beside(at);
+                let along: f32 = beside.iter().zip(&direction).map(|(x, u)| x * u).sum();
+                beside.iter().map(|x| x * x).sum::<f32>() + weight * along * along
+            };
+            let others = (0..count).filter(|&at| at != first as usize);
+            let least = others.map(loss).fold(f32::INFINITY, f32::min);
+            assert_ne!(first, second);
+            assert!(loss(second as usize) <= least * (1.0 + 1e-5) + 1e-6);
+        }
+    }
+
     fn points(count: usize, dim: usize) -> Vec<f32> {
         let mut rng = Rng(3);
         let centers: Vec<f32> = (0..20 * dim).map(|_| (rng.next() % 2000) as f32).collect();
@@ -417,7 +544,7 @@ mod tests {
 
     #[test]
     fn few_points_one_point_and_none() {
-        assert_eq!(train(&[], 4, &training(5)), Vec::new());
+        assert_eq!(train(&[], 4, &training(5)), Vec::<f32>::new());
         let few = train(&points(3, 4), 4, &training(5));
         assert_eq!(few.len(), 12);
         let same = train(&[2.0; 400], 4, &training(5));

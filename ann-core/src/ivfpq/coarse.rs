@@ -1,5 +1,6 @@
 //! Finding the nearest lists by codes of their centroids, so that it never dominates a search: 32 centroids are scored
-//! in the time that one dot product takes.
+//! in the time that one dot product takes. What the order of lists has besides the distance to the centroid is an addend
+//! of its code; only those are looked at that come below the last of the nearest found so far.
 //!
 //! The codes are made from the centroids when these are read, and are stored nowhere.
 
@@ -8,6 +9,8 @@ use crate::kernel::fastscan::{
     Addends, BLOCK, FastScan, NO_ADDENDS, Tables, nibble_bytes, put_nibbles,
 };
 use crate::metric::Metric;
+
+use super::model::{key, unkey};
 
 /// Centroids below which all are measured.
 const FEW: usize = 256;
@@ -18,7 +21,7 @@ const PIECE: usize = 2;
 pub(crate) struct Coarse {
     pq: Pq,
     blocks: Vec<u8>,
-    /// Under squared L2, what is added to each.
+    /// What is added to each.
     addends: Vec<Addends>,
     scan: FastScan,
     count: usize,
@@ -32,8 +35,14 @@ pub(crate) struct Lookup {
 }
 
 impl Coarse {
-    /// Of centroids, rows of `dim` floats; `None` if there are too few.
-    pub(crate) fn new(centroids: &[f32], dim: usize, metric: Metric) -> Option<Coarse> {
+    /// Of centroids, rows of `dim` floats, with what the order of each list has besides its distance; `None` if there are
+    /// too few.
+    pub(crate) fn new(
+        centroids: &[f32],
+        dim: usize,
+        metric: Metric,
+        besides: impl Fn(usize) -> f32,
+    ) -> Option<Coarse> {
         let count = centroids.len() / dim;
         if count < FEW {
             return None;
@@ -43,44 +52,68 @@ impl Coarse {
         let pq = Pq::train(&centroids[..sample], dim, subs, 4, 0);
         let bytes = nibble_bytes(subs);
         let mut blocks = vec![0; count.div_ceil(BLOCK) * bytes];
-        let mut addends = Vec::new();
-        if metric == Metric::L2sq {
-            addends.resize(count.div_ceil(BLOCK), NO_ADDENDS);
-        }
+        let mut addends = vec![NO_ADDENDS; count.div_ceil(BLOCK)];
         let (mut codes, mut decoded) = (vec![0; subs], vec![0.0; dim]);
         let mut scratch = Scratch::default();
         for (at, centroid) in centroids.chunks_exact(dim).enumerate() {
             pq.encode(centroid, &mut codes, &mut scratch);
             let (block, lane) = (at / BLOCK, at % BLOCK);
             put_nibbles(&mut blocks[block * bytes..][..bytes], lane, &codes);
+            let mut addend = besides(at);
             if metric == Metric::L2sq {
                 pq.decode(&codes, &mut decoded);
-                let square: f32 = decoded.iter().map(|x| x * x).sum();
-                addends[block][4 * lane..][..4].copy_from_slice(&square.to_le_bytes());
+                addend += decoded.iter().map(|x| x * x).sum::<f32>();
             }
+            addends[block][4 * lane..][..4].copy_from_slice(&addend.to_le_bytes());
         }
         Some(Coarse { pq, blocks, addends, scan: FastScan::new(), count })
     }
 
-    /// Replaces `out` with estimates of the query's distances to all centroids; squared L2 lacks the query's own square.
-    pub(crate) fn score(
-        &self,
-        query: &[f32],
-        metric: Metric,
-        lookup: &mut Lookup,
-        out: &mut Vec<f32>,
-    ) {
+    /// Takes over a query.
+    pub(crate) fn look_up(&self, query: &[f32], metric: Metric, lookup: &mut Lookup) {
         let factor = if metric == Metric::L2sq { -2.0 } else { -1.0 };
         self.pq.tables(query, factor, &mut lookup.entries);
         lookup.tables.fill(&lookup.entries);
-        out.clear();
-        out.resize(self.count.next_multiple_of(BLOCK), 0.0);
-        let base = if metric == Metric::Cosine { 1.0 } else { 0.0 };
+    }
+
+    /// Replaces `order` with what gives the order of the nearest `count` centroids that `is_wanted`, as far as codes tell
+    /// and but for a number that all have in common, above their places; in no order.
+    pub(crate) fn nearest(
+        &self,
+        lookup: &Lookup,
+        count: usize,
+        is_wanted: impl Fn(u32) -> bool,
+        order: &mut Vec<u64>,
+    ) {
+        order.clear();
+        // Twice as many as are wanted make the selection cost O(1) a centroid.
+        let room = count.saturating_mul(2);
+        let (mut bound, mut out) = (f32::INFINITY, [0.0; BLOCK]);
         let blocks = self.blocks.chunks_exact(nibble_bytes(self.pq.subs()));
-        for (block, (codes, out)) in blocks.zip(out.as_chunks_mut().0).enumerate() {
-            let (tables, addends) = (&lookup.tables, self.addends.get(block));
-            let _ = self.scan.distances(codes, tables, addends, base, f32::INFINITY, out);
+        for (first, (codes, addends)) in (0..).step_by(BLOCK).zip(blocks.zip(&self.addends)) {
+            let tables = &lookup.tables;
+            let mut below = self.scan.distances(codes, tables, Some(addends), 0.0, bound, &mut out);
+            if self.count - first < BLOCK {
+                below &= (1 << (self.count - first)) - 1;
+            }
+            while below != 0 {
+                let lane = below.trailing_zeros();
+                below &= below - 1;
+                let place = first as u32 + lane;
+                if is_wanted(place) {
+                    order.push(key(out[lane as usize], place));
+                }
+            }
+            if order.len() >= room {
+                order.select_nth_unstable(count - 1);
+                order.truncate(count);
+                // Of equal ones the first places count, and these have been.
+                bound = unkey(order[count - 1]).0;
+            }
         }
-        out.truncate(self.count);
+        if order.len() > count {
+            order.select_nth_unstable(count - 1);
+            order.truncate(count);
+        }
     }
 }

@@ -8,7 +8,7 @@
 use crate::error::Result;
 use crate::index::Cost;
 use crate::page::PageStore;
-use crate::rows::Matcher;
+use crate::rows::{Matcher, NONE};
 
 use super::IvfPq;
 use super::model::{Model, key, unkey};
@@ -19,16 +19,6 @@ use super::search::{Effort, Scratch};
 /// Lists of the first round, and of the longest: each has as many as all before it.
 const FIRST: usize = 8;
 const MOST: usize = 64;
-/// Candidates that are kept, at least: by the last of them it is judged which lists are of use.
-const POOL: usize = 64;
-
-impl Effort {
-    /// Candidates that are kept.
-    fn pool(self) -> usize {
-        self.rerank.max(POOL)
-    }
-}
-
 /// The candidates of a query, and how far it has come.
 #[derive(Default)]
 pub(crate) struct Collected {
@@ -42,12 +32,14 @@ pub(crate) struct Collected {
     read: usize,
     /// Whether nothing is passed over: all lists were asked for, or more candidates than there are.
     pub takes_all: bool,
+    /// A hash table of the slots that have been met.
+    met: Vec<u32>,
 }
 
 impl Collected {
     /// Begins with a query.
-    pub(super) fn begin(&mut self, model: &Model, query: &[f32]) {
-        self.ranking.begin(model, query);
+    pub(super) fn begin(&mut self, model: &Model, query: &[f32], effort: Effort) {
+        self.ranking.begin(model, query, effort.probes);
         self.candidates.clear();
         (self.limit, self.read) = (f32::INFINITY, 0);
     }
@@ -58,7 +50,7 @@ impl Collected {
         self.takes_all = effort.probes >= model.len();
         let count = match effort.probes.checked_sub(self.read) {
             Some(left) if left > 0 => left.min(self.read.clamp(FIRST, MOST)),
-            _ if self.candidates.len() >= effort.pool() => return false,
+            _ if self.candidates.len() >= effort.pool => return false,
             _ => FIRST,
         };
         self.ranking.next(model, count, &mut self.turns);
@@ -80,17 +72,40 @@ impl Collected {
 
     /// Ends a round.
     pub(super) fn settle(&mut self, effort: Effort) {
-        self.select(effort.pool());
+        self.select(effort.pool);
     }
 
     /// Leaves the candidates that are to be measured, in their order.
     pub(super) fn finish(&mut self, effort: Effort) {
+        if effort.twice {
+            self.candidates.sort_unstable();
+            self.leave_once();
+        }
         self.takes_all |= self.candidates.len() < effort.rerank;
         if self.candidates.len() > effort.rerank {
             self.candidates.select_nth_unstable(effort.rerank - 1);
             self.candidates.truncate(effort.rerank);
         }
         self.candidates.sort_unstable();
+    }
+
+    /// Leaves the first candidate of each slot.
+    fn leave_once(&mut self) {
+        let size = (2 * self.candidates.len()).next_power_of_two();
+        self.met.clear();
+        self.met.resize(size, NONE);
+        let met = &mut self.met;
+        self.candidates.retain(|&candidate| {
+            let slot = candidate as u32;
+            // The table is at most half full.
+            let mut at = slot.wrapping_mul(0x9e37_79b1) as usize & (size - 1);
+            while met[at] != NONE && met[at] != slot {
+                at = (at + 1) & (size - 1);
+            }
+            let is_new = met[at] == NONE;
+            met[at] = slot;
+            is_new
+        });
     }
 }
 
@@ -106,7 +121,7 @@ impl<S: PageStore> IvfPq<S> {
     ) -> Result<()> {
         let Scratch { row, prepared, collected, .. } = scratch;
         self.prepare(model, row, prepared);
-        collected.begin(model, &prepared.floats);
+        collected.begin(model, &prepared.floats, effort);
         while collected.turn(model, effort) {
             for at in 0..collected.turns.len() {
                 if let Some(next) = collected.turns.get(at + 1) {
@@ -137,13 +152,13 @@ impl<S: PageStore> IvfPq<S> {
         let list = model.lists[turn.place as usize];
         // Of equally near ones slots decide, in whatever order they come.
         let mut bound = collected.limit.next_up();
-        let room = effort.pool().saturating_mul(2);
+        let room = effort.pool.saturating_mul(2);
         let bounded = (&mut bound, fetches);
         self.scan(list, turn.base, prepared, matcher, bounded, cost, |near, slot| {
             collected.candidates.push(key(near, slot));
             // Keeping up to twice as many as are wanted makes the selection cost O(1) an entry.
             if collected.candidates.len() >= room {
-                collected.select(effort.pool());
+                collected.select(effort.pool);
             }
             collected.limit.next_up()
         })

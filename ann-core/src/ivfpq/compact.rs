@@ -78,7 +78,9 @@ impl<S: PageStore> IvfPq<S> {
             self.rows.copy(BLOCKS, blocks[source].0, &mut bytes)?;
             let addend = self.block.get(&bytes, held, &mut codes);
             let place = Place { block: blocks[target].0, lane };
-            self.move_entry(slot, place, &codes, (addend, 0.0))?;
+            let from = blocks[source].0;
+            let is_second = self.rows.node(slot)?.owner.get() != from;
+            self.move_entry(slot, is_second, place, &codes, (addend, 0.0))?;
             blocks[source].1[held] = NONE;
             blocks[target].1[lane] = slot;
         }

@@ -31,8 +31,8 @@ const STEP_OWNERS: usize = 1 << 15;
 /// Node records that one write makes at most: they lie on three pages of any size.
 const BIRTHS: usize = 128;
 
-/// Where in a node its block is.
-const OWNER_AT: usize = 12;
+/// Where in a node its blocks are.
+const OWNERS_AT: usize = 8;
 
 /// All vectors on their way into the lists of a model.
 pub(super) struct Filling<'a, T> {
@@ -47,15 +47,19 @@ pub(super) struct Filling<'a, T> {
     model: Option<Model>,
     /// The list of each vector, as far as they are assigned.
     nearest: Vec<u32>,
+    /// The second lists, if there are to be any.
+    seconds: Vec<u32>,
     /// The vectors in the order of their lists, and the slots that they have or get.
     order: Vec<u32>,
     slots: Vec<u32>,
     records: Vec<List>,
-    /// The list of each block, and where in that order its members are.
+    /// Places in that order, list by list: of those whose nearest list it is, then of those whose second.
+    entries: Vec<u32>,
+    /// The list of each block, and where among the entries its own are.
     blocks: Vec<(u32, Range<usize>)>,
     encoded: Vec<u8>,
-    /// The block of each slot.
-    owners: Vec<u32>,
+    /// The blocks of each slot: that of its second entry, as nodes have it first, and of its first.
+    owners: Vec<[u32; 2]>,
     /// The most that a code misses of its vector.
     error: f32,
     /// The sum of the squared distances of each block's vectors to their centroid.
@@ -94,9 +98,11 @@ impl<'a, T: Element> Filling<'a, T> {
             counts,
             model: Some(model),
             nearest: Vec::new(),
+            seconds: Vec::new(),
             order: Vec::new(),
             slots: Vec::new(),
             records: Vec::new(),
+            entries: Vec::new(),
             blocks: Vec::new(),
             encoded: Vec::new(),
             owners: Vec::new(),
@@ -165,6 +171,13 @@ impl<'a, T: Element> Filling<'a, T> {
                 let (source, nearest) = (&self.source, &mut self.nearest[self.done..]);
                 let (rows, centroids, first) = (&index.rows, &model.centroids, self.done);
                 pool.install(|| source.assign(rows, centroids, first, nearest))?;
+                if rows.meta.spills() && model.len() > 1 {
+                    self.seconds.resize(last, 0);
+                    let seconds = &mut self.seconds[first..];
+                    pool.install(|| {
+                        source.assign_seconds(rows, centroids, first, nearest, seconds)
+                    })?;
+                }
                 self.done = last;
                 if last == self.source.len() {
                     self.arrange(index)?;
@@ -207,15 +220,28 @@ impl<'a, T: Element> Filling<'a, T> {
         let lists = self.model.as_ref().map_or(0, Model::len);
         let (order, starts) = kmeans::by_cluster(&self.nearest, lists);
         self.nearest = Vec::new();
-        for (list, pair) in (0..).zip(starts.windows(2)) {
+        let seconds: Vec<u32> = match self.seconds.is_empty() {
+            true => Vec::new(),
+            false => order.iter().map(|&at| self.seconds[at as usize]).collect(),
+        };
+        self.seconds = Vec::new();
+        let (others, other_starts) = kmeans::by_cluster(&seconds, lists);
+        let mut is_second = Vec::with_capacity(order.len() + others.len());
+        for (list, (pair, other)) in (0..).zip(starts.windows(2).zip(other_starts.windows(2))) {
+            let first = self.entries.len();
+            self.entries.extend(pair[0] as u32..pair[1] as u32);
+            is_second.resize(self.entries.len(), false);
+            self.entries.extend(&others[other[0]..other[1]]);
+            is_second.resize(self.entries.len(), true);
+            let last = self.entries.len();
             let mut record = List::empty(Extent::default());
-            if pair[0] < pair[1] {
+            if first < last {
                 record.head = (self.blocks.len() as u32).into();
             }
-            for from in (pair[0]..pair[1]).step_by(BLOCK) {
-                self.blocks.push((list, from..pair[1].min(from + BLOCK)));
+            for from in (first..last).step_by(BLOCK) {
+                self.blocks.push((list, from..last.min(from + BLOCK)));
             }
-            if (pair[1] - pair[0]) % BLOCK > 0 {
+            if !(last - first).is_multiple_of(BLOCK) {
                 record.open = (self.blocks.len() as u32 - 1).into();
             }
             self.records.push(record);
@@ -225,10 +251,11 @@ impl<'a, T: Element> Filling<'a, T> {
             Source::Batch(_) => index.rows.free_ids(order.len())?,
         };
         let end = self.slots.iter().max().map_or(0, |&last| last as usize + 1);
-        self.owners = vec![NONE; end];
+        self.owners = vec![[NONE; 2]; end];
         for (number, (_, members)) in (0..).zip(&self.blocks) {
-            for &slot in &self.slots[members.clone()] {
-                self.owners[slot as usize] = number;
+            for at in members.clone() {
+                let slot = self.slots[self.entries[at] as usize];
+                self.owners[slot as usize][usize::from(!is_second[at])] = number;
             }
         }
         self.order = order;
@@ -276,7 +303,8 @@ impl<'a, T: Element> Filling<'a, T> {
         let shape: Block = index.block;
         shape.clear(bytes, links);
         let (mut codes, mut most, mut squares) = (vec![0; shape.subs], 0f32, 0f64);
-        for (lane, at) in members.clone().enumerate() {
+        for (lane, &at) in self.entries[members.clone()].iter().enumerate() {
+            let at = at as usize;
             self.source.floats(&index.rows, self.order[at] as usize, floats)?;
             let code = model.encode(&floats.values, *list as usize, &mut codes, scratch);
             most = most.max(code.missed);
@@ -377,11 +405,11 @@ impl<'a, T: Element> Filling<'a, T> {
         Ok(())
     }
 
-    /// Writes which block has the entry of each slot that has one, four pages at a time; then the lists count.
+    /// Writes which blocks have the entries of each slot that has any, four pages at a time; then the lists count.
     fn write_owners<S: PageStore>(&mut self, index: &mut IvfPq<S>) -> Result<()> {
         let last = self.owners.len().min(self.done + STEP_OWNERS);
         let mut change = Change::default();
-        for slot in (self.done..last).filter(|&slot| self.owners[slot] != NONE) {
+        for slot in (self.done..last).filter(|&slot| self.owners[slot][1] != NONE) {
             let missing =
                 || Error::corrupt(0, format!("record {slot} of the nodes does not exist"));
             let place = index.rows.array(NODES)?.locate(slot as u32);
@@ -389,7 +417,7 @@ impl<'a, T: Element> Filling<'a, T> {
             if change.pages() == MAX_WRITE && !change.touches(page) {
                 index.rows.commit(&mut change)?;
             }
-            change.put(page, offset + OWNER_AT, &self.owners[slot].to_le_bytes());
+            change.put(page, offset + OWNERS_AT, &self.owners[slot].map(u32::to_le_bytes).concat());
         }
         index.rows.commit(&mut change)?;
         self.done = last;

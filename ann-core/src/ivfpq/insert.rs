@@ -1,7 +1,8 @@
 //! Adding, replacing and removing rows.
 //!
 //! A row that comes to a trained index is encoded for its nearest list and born in the same write that puts its entry
-//! into a block. A replaced row is a tombstone, which searches pass over, from the write that brings the new one to the
+//! into a block; the next one puts its second entry, if it is to have one, into a block of another list, and that is taken
+//! out first. A replaced row is a tombstone, which searches pass over, from the write that brings the new one to the
 //! next, which takes its entry out; a removed one loses entry and slot in one write. Places and slots are used again.
 
 use std::ops::Range;
@@ -12,7 +13,7 @@ use zerocopy::IntoBytes;
 use crate::element::Element;
 use crate::error::Result;
 use crate::page::PageStore;
-use crate::rows::{Change, NODES, Node, State, VECTORS, slice};
+use crate::rows::{Change, NODES, NONE, Node, State, VECTORS, slice};
 
 use super::lists::{Extent, Place};
 use super::source::{Coded, Source};
@@ -33,11 +34,12 @@ pub(super) struct Adding<'a, T> {
     /// Rows whose entries, if they are to have any, are known, and these.
     coded: Range<usize>,
     entries: Vec<Coded>,
+    seconds: Vec<Coded>,
 }
 
 impl<'a, T: Element> Adding<'a, T> {
     pub(super) fn new(source: Source<'a, T>, replace: bool) -> Adding<'a, T> {
-        Adding { source, replace, coded: 0..0, entries: Vec::new() }
+        Adding { source, replace, coded: 0..0, entries: Vec::new(), seconds: Vec::new() }
     }
 
     /// Rows that are in the index.
@@ -58,12 +60,21 @@ impl<'a, T: Element> Adding<'a, T> {
         let first = self.coded.end;
         let last = self.source.len().min(first + STEP);
         self.entries.clear();
+        self.seconds.clear();
         if let Some(model) = index.model()? {
             let mut nearest = vec![0; last - first];
+            let (rows, centroids) = (&index.rows, &model.centroids);
             self.entries = pool.install(|| {
-                self.source.assign(&index.rows, &model.centroids, first, &mut nearest)?;
+                self.source.assign(rows, centroids, first, &mut nearest)?;
                 self.source.code(index, model, first, &nearest)
             })?;
+            if rows.meta.spills() && model.len() > 1 {
+                let mut seconds = vec![0; last - first];
+                self.seconds = pool.install(|| {
+                    self.source.assign_seconds(rows, centroids, first, &nearest, &mut seconds)?;
+                    self.source.code(index, model, first, &seconds)
+                })?;
+            }
         }
         self.coded = first..last;
         Ok(())
@@ -86,8 +97,10 @@ impl<'a, T: Element> Adding<'a, T> {
             row.clear();
             index.rows.space.encode(&slice(vectors.row(at)), &mut row);
             let old = if self.replace { index.rows.id_of(key)? } else { None };
-            let coded = at.checked_sub(before).and_then(|at| self.entries.get(at));
-            index.put_one(&row, key, old, coded)?;
+            let entries = [&self.entries, &self.seconds];
+            let [coded, second] =
+                entries.map(|entries| at.checked_sub(before).and_then(|at| entries.get(at)));
+            index.put_one(&row, key, old, coded, second)?;
             self.coded.start = at + 1;
         }
         Ok(())
@@ -102,6 +115,7 @@ impl<S: PageStore> IvfPq<S> {
         key: u64,
         replaces: Option<u32>,
         coded: Option<&Coded>,
+        second: Option<&Coded>,
     ) -> Result<()> {
         let list = match (coded, self.model()?) {
             (Some(coded), Some(model)) => Some(model.lists[coded.at as usize]),
@@ -133,10 +147,42 @@ impl<S: PageStore> IvfPq<S> {
         if !born {
             return Err(self.rows.corrupt_node(id, "its list changed meanwhile".into()));
         }
+        if let Some(second) = second {
+            self.put_second(id, second)?;
+        }
         match replaces {
             Some(old) => self.take_out(old),
             None => Ok(()),
         }
+    }
+
+    /// Gives a slot that has an entry a second one.
+    fn put_second(&mut self, id: u32, coded: &Coded) -> Result<()> {
+        let Some(list) = self.model()?.map(|model| model.lists[coded.at as usize]) else {
+            return Ok(());
+        };
+        let place = self.place(list)?;
+        self.widen(list, coded.encoded.square)?;
+        let mut node = self.rows.node(id)?;
+        let mut change = Change::default();
+        self.put_entry(&mut change, place, &coded.codes, coded.encoded.addend, id)?;
+        node.twin = place.block.into();
+        change.put_record(self.rows.array(NODES)?, id, node.as_bytes())?;
+        self.commit_moved(change, place, coded.encoded.missed)
+    }
+
+    /// Takes a slot's second entry out of its list, if it has one.
+    pub(super) fn drop_second(&mut self, id: u32) -> Result<()> {
+        let mut node = self.rows.node(id)?;
+        if !self.rows.meta.spills() || node.twin.get() == NONE || node.is(State::Free) {
+            return Ok(());
+        }
+        let mut change = Change::default();
+        self.clear_entry(&mut change, node.twin.get(), id, true)?;
+        node.twin = NONE.into();
+        change.put_record(self.rows.array(NODES)?, id, node.as_bytes())?;
+        self.rows.commit_meta(change, |_| true)?;
+        Ok(())
     }
 
     /// Forgets a list's extent if an entry comes to it that lies well outside, by its squared distance to the centroid:
@@ -163,6 +209,7 @@ impl<S: PageStore> IvfPq<S> {
     pub(super) fn take_out(&mut self, id: u32) -> Result<()> {
         let mut change = Change::default();
         if self.is_trained() {
+            self.drop_second(id)?;
             let block = self.rows.node(id)?.owner.get();
             self.clear_entry(&mut change, block, id, true)?;
         }

@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::error::{Error, Result};
 use crate::kernel::fastscan::{BLOCK, get_nibbles, nibble_bytes, put_nibbles};
 use crate::page::{PageId, PageStore};
-use crate::rows::{Change, NONE, Rows};
+use crate::rows::{ALONG, Change, NONE, Rows, SPILL};
 
 use super::model::{book_at, book_pages};
 use super::{BLOCKS, IvfPq, LISTS};
@@ -502,6 +502,13 @@ pub(super) fn shape_of<S: PageStore>(rows: &Rows<S>) -> Result<Block> {
     if !matches!(meta.code_bits, 4 | 8) || !(1..=rows.space.dim).contains(&subs) {
         let what = format!("{subs} sub-quantizers of {} bits", meta.code_bits);
         return Err(Error::corrupt(0, what));
+    }
+    if meta.entries & !(ALONG | SPILL) != 0 {
+        return Err(Error::corrupt(0, format!("entries of kind {}", meta.entries)));
+    }
+    if S::SHARED && meta.spills() {
+        let allowed = "false where others change the index at the same time";
+        return Err(Error::parameter("spill", true, allowed));
     }
     if meta.train_at.get() == 0 {
         return Err(Error::corrupt(0, "train_at = 0"));

@@ -84,7 +84,8 @@ impl<S: PageStore> IvfPq<S> {
             for ((&distance, &slot), &candidate) in batch.distances.iter().zip(&batch.ids).zip(call)
             {
                 errors.add(distance - unkey(candidate).0);
-                if distance <= bound {
+                // Where others remove rows, their entries stay for a while.
+                if distance <= bound && (!S::SHARED || self.rows.node(slot)?.is_visible()) {
                     found.push(key(distance, slot));
                 }
             }

@@ -11,11 +11,12 @@ use crate::error::{Error, Result};
 use crate::kernel::{Isa, Kernel, Op};
 use crate::metric::Metric;
 use crate::page::PageStore;
-use crate::rows::Rows;
+use crate::rows::{ALONG, Rows};
 use crate::threads;
 
 use super::coarse::Coarse;
 use super::lists::{Extent, List};
+use super::rank;
 use super::{BOOK, CENTROIDS, LISTS};
 
 /// The share of a query's length along a vector from which on codes are chosen to be right (ScaNN's threshold).
@@ -154,7 +155,7 @@ impl Model {
         if lists.is_empty() {
             return Err(Error::corrupt(0, "all lists are retired"));
         }
-        let (metric, along) = (rows.space.metric, meta.along == 1);
+        let (metric, along) = (rows.space.metric, meta.entries & ALONG != 0);
         let isa = rows.space.isa();
         Ok(Some(Model::new(lists, centroids, extents, pq, metric, along, isa)))
     }
@@ -199,6 +200,7 @@ impl Model {
     /// Takes over other extents.
     pub(crate) fn set_extents(&mut self, extents: Vec<Extent>) {
         (self.mean, self.extents) = (mean_of(&extents), extents);
+        self.coarse = OnceLock::new();
     }
 
     pub(crate) fn centroid(&self, at: usize) -> &[f32] {
@@ -206,7 +208,8 @@ impl Model {
     }
 
     fn make_coarse(&self) -> Option<Coarse> {
-        Coarse::new(&self.centroids, self.dim, self.metric)
+        let besides = |at: usize| rank::besides(self.metric, &self.extents[at], &self.mean);
+        Coarse::new(&self.centroids, self.dim, self.metric, besides)
     }
 
     /// Makes what the first search would, on the current thread pool.

@@ -6,7 +6,8 @@
 //! the last candidate need not be read, but where inner products count vectors' lengths. Under cosine it gives the order as
 //! well, since wide lists reach farther towards the query; else the nearest centroid comes first.
 //!
-//! Many lists are ranked by codes of their centroids, a few at a time, and only those whose turn comes are measured.
+//! Many lists are ranked by codes of their centroids, of which those are found that a query is to read, and only lists
+//! whose turn comes are measured.
 
 use zerocopy::IntoBytes;
 
@@ -42,43 +43,52 @@ pub(crate) struct Ranking {
     lookup: Lookup,
     scores: Vec<f32>,
     offsets: Vec<u64>,
-    /// What gives the order, as far as codes tell, above the lists' places: sorted as far as `sorted`.
+    /// What gives the order, as far as codes tell, above the lists' places: sorted as far as `sorted`. There may be more
+    /// lists than these.
     order: Vec<u64>,
     sorted: usize,
-    /// Those whose turn has come.
+    /// Those of `order` whose turn has come.
     given: usize,
+    /// Places of the lists whose turn has come before those of `order`, sorted.
+    past: Vec<u32>,
     /// Whether distances are known from the beginning, which `scores` then has.
     is_exact: bool,
     mean: Extent,
 }
 
 impl Ranking {
-    /// Begins with a query.
-    pub(crate) fn begin(&mut self, model: &Model, query: &[f32]) {
+    /// Begins with a query that is expected to read at most `count` lists.
+    pub(crate) fn begin(&mut self, model: &Model, query: &[f32], count: usize) {
         model.kernel.prepare(query.as_bytes(), &mut self.query);
         self.length = query.iter().map(|x| x * x).sum::<f32>().sqrt();
         self.mean = model.mean;
+        self.past.clear();
+        (self.sorted, self.given) = (0, 0);
         let coarse = model.coarse();
         self.is_exact = coarse.is_none();
-        match coarse {
-            Some(coarse) => {
-                coarse.score(query, model.metric, &mut self.lookup, &mut self.scores);
-                if model.metric == Metric::L2sq {
-                    let square = self.length * self.length;
-                    self.scores.iter_mut().for_each(|score| *score += square);
-                }
-            }
-            None => {
-                self.offsets.clear();
-                self.offsets.extend((0..model.len()).map(|at| model.offset(at)));
-                self.measure(model);
-            }
+        if let Some(coarse) = coarse {
+            coarse.look_up(query, model.metric, &mut self.lookup);
+            coarse.nearest(&self.lookup, count.max(SORTED), |_| true, &mut self.order);
+            return;
         }
+        self.offsets.clear();
+        self.offsets.extend((0..model.len()).map(|at| model.offset(at)));
+        self.measure(model);
         let Ranking { scores, order, length, mean, .. } = self;
         order.clear();
         order.extend((0..).zip(&*scores).zip(&model.extents).map(|((at, &base), extent)| {
             key(order_of(model.metric, *length, base, extent, mean), at)
         }));
+    }
+
+    /// Finds the lists behind those found so far, which have all had their turn.
+    fn find_more(&mut self, model: &Model, count: usize) {
+        let Some(coarse) = model.coarse() else { return };
+        let Ranking { past, order, .. } = self;
+        past.extend(order.iter().map(|&key| key as u32));
+        past.sort_unstable();
+        let count = count.max(past.len());
+        coarse.nearest(&self.lookup, count, |at| past.binary_search(&at).is_err(), order);
         (self.sorted, self.given) = (0, 0);
     }
 
@@ -97,9 +107,13 @@ impl Ranking {
         });
     }
 
-    /// Replaces `turns` with those of the next `count` lists, the most promising first; none once all have had theirs.
+    /// Replaces `turns` with those of the next lists, `count` at most, the most promising first; none once all have had
+    /// theirs.
     pub(crate) fn next(&mut self, model: &Model, count: usize, turns: &mut Vec<Turn>) {
         turns.clear();
+        if self.given == self.order.len() && self.past.len() + self.given < model.len() {
+            self.find_more(model, count);
+        }
         let last = self.order.len().min(self.given.saturating_add(count));
         if last > self.sorted {
             let count = (last - self.sorted).max(self.sorted).max(SORTED);
@@ -135,7 +149,7 @@ impl Ranking {
 
     /// The turns of all lists of a query.
     pub(crate) fn all(&mut self, model: &Model, query: &[f32]) -> Vec<Turn> {
-        self.begin(model, query);
+        self.begin(model, query, model.len());
         let mut turns = Vec::new();
         self.next(model, model.len(), &mut turns);
         turns
@@ -145,8 +159,13 @@ impl Ranking {
 /// What a list's turn goes by. One of which nothing is known is taken for one like the mean.
 #[inline(always)]
 fn order_of(metric: Metric, length: f32, base: f32, own: &Extent, mean: &Extent) -> f32 {
+    base + length * besides(metric, own, mean)
+}
+
+/// What that has besides the distance to the centroid, for a query of length one; only of such it is not zero.
+pub(super) fn besides(metric: Metric, own: &Extent, mean: &Extent) -> f32 {
     let extent = if own.radius > 0.0 { own } else { mean };
-    if metric == Metric::Cosine { base - Z * length * extent.spread } else { base }
+    if metric == Metric::Cosine { -Z * extent.spread } else { 0.0 }
 }
 
 /// The least distance to expect of the entries of a list whose centroid is at a distance from a query of this length.

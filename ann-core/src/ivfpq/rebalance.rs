@@ -2,7 +2,7 @@
 //! as they are.
 //!
 //! All of it is entries that move, each in one write that takes it out of one block and puts it into another: searches
-//! find every entry once, whatever they come between. New lists are empty before, and old ones when they go.
+//! find every entry, whatever they come between. New lists are empty before, and old ones when they go.
 
 use std::sync::OnceLock;
 
@@ -20,7 +20,7 @@ use super::lists::{Extent, Links, List, Place, entries, taken};
 use super::model::Model;
 use super::source::{Coded, Source};
 use super::steps::IvfPqSteps;
-use super::{CENTROIDS, IvfPq, LISTS, MAX_LISTS};
+use super::{BLOCKS, CENTROIDS, IvfPq, LISTS, MAX_LISTS};
 use crate::index::AddOptions;
 
 /// A list this many times as long as the mean is split.
@@ -55,7 +55,7 @@ pub(super) struct Balanced {
 pub(super) struct Balancing {
     stage: Stage,
     /// Long lists that are still to be cut, into so many parts, and the one that is being cut.
-    long: Vec<(u32, Vec<u32>, usize)>,
+    long: Vec<Long>,
     cut: Option<(Vec<f32>, Trainer)>,
     /// The centroids of new lists, one after the other, their extents and numbers.
     centroids: Vec<f32>,
@@ -63,14 +63,22 @@ pub(super) struct Balancing {
     numbers: Vec<u32>,
     /// Lists that will be in use no more.
     leaving: Vec<u32>,
-    /// Slots whose entries may move.
-    slots: Vec<u32>,
+    /// Slots whose first entries may move, and those whose second ones may.
+    slots: [Vec<u32>; 2],
     moved: usize,
     /// With what the index has while entries move, and then.
     between: Option<Model>,
     after: Option<Model>,
-    /// Those that are to move next.
-    next: Vec<(u32, Coded)>,
+    /// Those that are to move next, and whether they are second entries.
+    next: Vec<(u32, Coded, bool)>,
+}
+
+/// A list that is to be cut.
+struct Long {
+    list: u32,
+    /// The slots of its entries, and of those that are second ones.
+    slots: [Vec<u32>; 2],
+    parts: usize,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -136,37 +144,53 @@ impl Balancing {
     /// Finds what is too long and too short.
     fn survey<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
         let lists = index.model()?.map_or(&[][..], |model| &model.lists);
-        let mean = index.rows.len() / lists.len().max(1);
+        let spills = index.rows.meta.spills();
+        let entries = index.rows.len() * (1 + usize::from(spills));
+        let mean = entries / lists.len().max(1);
         for &list in lists {
             let blocks = index.blocks_of(list)?;
-            let slots: Vec<u32> = blocks.iter().flat_map(|(_, slots)| taken(slots)).collect();
+            let mut slots = [Vec::new(), Vec::new()];
+            for (block, held) in &blocks {
+                for slot in taken(held) {
+                    let is_second = spills && index.rows.node(slot)?.owner.get() != *block;
+                    slots[usize::from(is_second)].push(slot);
+                }
+            }
+            let count = slots[0].len() + slots[1].len();
             // Beside others there is no other way to give back blocks.
-            let sparse = S::SHARED && blocks.len() > SPARSE * slots.len().div_ceil(BLOCK) + 1;
-            if slots.len() > SPLIT.max(LONG * mean) && mean > 0 {
-                let parts = slots.len().div_ceil(mean.max(BLOCK)).max(2);
-                self.long.push((list, slots, parts));
-            } else if sparse && !slots.is_empty() {
-                self.long.push((list, slots, 1));
-            } else if slots.len() < mean / SHORT {
-                self.leaving.push(list);
-                self.slots.extend(slots);
+            let sparse = S::SHARED && blocks.len() > SPARSE * count.div_ceil(BLOCK) + 1;
+            if count > SPLIT.max(LONG * mean) && mean > 0 {
+                let parts = count.div_ceil(mean.max(BLOCK)).max(2);
+                self.long.push(Long { list, slots, parts });
+            } else if sparse && count > 0 {
+                self.long.push(Long { list, slots, parts: 1 });
+            } else if count < mean / SHORT {
+                self.leave(list, slots);
             }
         }
-        let parts = self.long.iter().map(|(_, _, parts)| parts).filter(|&&parts| parts > 1);
+        let parts = self.long.iter().map(|long| long.parts).filter(|&parts| parts > 1);
         let parts: usize = parts.sum();
         let outdated = lists.len() >= MANY && parts > lists.len() / REBUILD;
         self.stage = if outdated { Stage::Outdated } else { Stage::Cut };
         Ok(())
     }
 
+    /// Has a list's entries go to others.
+    fn leave(&mut self, list: u32, slots: [Vec<u32>; 2]) {
+        self.leaving.push(list);
+        self.slots.iter_mut().zip(slots).for_each(|(all, slots)| all.extend(slots));
+    }
+
     /// One step of cutting long lists into parts.
     fn cut<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
         let dim = index.rows.space.dim;
-        let Some((list, slots, parts)) = self.long.last_mut() else {
+        let Some(Long { list, slots, parts }) = self.long.last_mut() else {
             return self.choose_numbers(index);
         };
         let Some((points, trainer)) = &mut self.cut else {
-            let source = Source::<f32>::Slots(std::mem::take(slots));
+            // Second entries follow what the others do, if there are enough of these.
+            let which = usize::from(slots[0].len() < *parts && slots[0].len() < slots[1].len());
+            let source = Source::<f32>::Slots(std::mem::take(&mut slots[which]));
             let count = source.len().min(SAMPLE_OF_PART * *parts);
             let seed = mix(index.rows.meta.seed.get() ^ u64::from(*list));
             let points = source.sample(&index.rows, count, seed)?;
@@ -174,7 +198,7 @@ impl Balancing {
                 Training { clusters: *parts, iterations: ITERATIONS, spherical: false, seed };
             let trainer = Trainer::new(&points, dim, training);
             if let Source::Slots(taken) = source {
-                *slots = taken;
+                slots[which] = taken;
             }
             self.cut = Some((points, trainer));
             return Ok(());
@@ -183,7 +207,7 @@ impl Balancing {
             return Ok(());
         }
         let (cut, long) = (self.cut.take(), self.long.pop());
-        if let (Some((points, trainer)), Some((list, slots, parts))) = (cut, long) {
+        if let (Some((points, trainer)), Some(Long { list, slots, parts })) = (cut, long) {
             let centroids = trainer.finish();
             let nearest = kmeans::assign(&points, dim, &centroids);
             let share = index.share_of(list)?;
@@ -191,8 +215,7 @@ impl Balancing {
             if parts == 1 || nearest.iter().any(|&part| part != nearest[0]) {
                 self.extents.extend(extents_of(&points, &centroids, &nearest, dim, share));
                 self.centroids.extend(centroids);
-                self.leaving.push(list);
-                self.slots.extend(slots);
+                self.leave(list, slots);
             }
         }
         Ok(())
@@ -235,14 +258,25 @@ impl Balancing {
     /// Finds where the next entries move to.
     fn code<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
         let Some(after) = &self.after else { return Ok(()) };
-        let last = self.slots.len().min(self.moved + STEP);
-        let slots = self.slots[self.moved..last].to_vec();
+        // First entries, then second ones.
+        let firsts = self.slots[0].len();
+        let is_second = self.moved >= firsts;
+        let (slots, moved) = match is_second {
+            true => (&self.slots[1], self.moved - firsts),
+            false => (&self.slots[0], self.moved),
+        };
+        let slots = slots[moved..slots.len().min(moved + STEP)].to_vec();
+        self.moved += slots.len();
         let source = Source::<f32>::Slots(slots.clone());
         let mut places = vec![0; slots.len()];
         source.assign(&index.rows, &after.centroids, 0, &mut places)?;
+        if is_second && after.len() > 1 {
+            let nearest = places.clone();
+            source.assign_seconds(&index.rows, &after.centroids, 0, &nearest, &mut places)?;
+        }
         let coded = source.code(index, after, 0, &places)?;
-        self.next = slots.into_iter().zip(coded).collect();
-        self.moved = last;
+        self.next =
+            slots.into_iter().zip(coded).map(|(slot, coded)| (slot, coded, is_second)).collect();
         if self.next.is_empty() {
             self.stage = Stage::Empty;
         }
@@ -263,12 +297,20 @@ impl Balancing {
             }
             Stage::Move => {
                 let Some(after) = &self.after else { return Ok(()) };
-                for (slot, coded) in self.next.drain(..) {
+                for (slot, coded, is_second) in self.next.drain(..) {
                     let list = after.lists[coded.at as usize];
+                    // A list has one entry of a vector.
+                    if index.list_of(slot, !is_second)? == Some(list) {
+                        index.drop_second(slot)?;
+                        if is_second {
+                            continue;
+                        }
+                    }
                     index.widen(list, coded.encoded.square)?;
                     let place = index.place(list)?;
                     let Coded { codes, encoded, .. } = &coded;
-                    index.move_entry(slot, place, codes, (encoded.addend, encoded.missed))?;
+                    let beside = (encoded.addend, encoded.missed);
+                    index.move_entry(slot, is_second, place, codes, beside)?;
                 }
             }
             _ => {
@@ -308,20 +350,41 @@ impl<S: PageStore> IvfPq<S> {
         Ok(if radius > 0.0 { spread / radius } else { 0.0 })
     }
 
+    /// The list of a slot's second entry, or of its first; `None` if there is no such.
+    fn list_of(&self, slot: u32, is_second: bool) -> Result<Option<u32>> {
+        let node = self.rows.node(slot)?;
+        let block = if is_second { node.twin.get() } else { node.owner.get() };
+        if block == NONE {
+            return Ok(None);
+        }
+        if block >= self.rows.meta.upper.get() {
+            return Err(self.bad_block(block, "it does not exist"));
+        }
+        let shape = self.block;
+        self.rows.record(BLOCKS, block, |bytes| Some(shape.links_of(bytes).list.get()))
+    }
+
     /// Moves an entry to a free place, with its codes there, what is added to its distances and what the codes miss.
     pub(super) fn move_entry(
         &mut self,
         slot: u32,
+        is_second: bool,
         place: Place,
         codes: &[u8],
         (addend, missed): (f32, f32),
     ) -> Result<()> {
         let mut node = self.rows.node(slot)?;
         let mut change = Change::default();
-        self.clear_entry(&mut change, node.owner.get(), slot, false)?;
+        let block = if is_second { &mut node.twin } else { &mut node.owner };
+        self.clear_entry(&mut change, block.get(), slot, false)?;
         self.put_entry(&mut change, place, codes, addend, slot)?;
-        node.owner = place.block.into();
+        *block = place.block.into();
         change.put_record(self.rows.array(NODES)?, slot, node.as_bytes())?;
+        self.commit_moved(change, place, missed)
+    }
+
+    /// Makes a change that brings an entry, whose codes miss so much, to a place.
+    pub(super) fn commit_moved(&mut self, change: Change, place: Place, missed: f32) -> Result<()> {
         let done = self.rows.commit_meta(change, |meta| {
             meta.error = f32::from_bits(meta.error.get()).max(missed).to_bits().into();
             true

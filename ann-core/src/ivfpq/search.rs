@@ -30,11 +30,18 @@ pub(crate) struct Scratch {
     pub(super) batch: Batch,
 }
 
+/// Candidates that are kept, at least: by the last of them it is judged which lists are of use.
+const POOL: usize = 64;
+
 /// How many lists a search reads, and how many candidates it measures.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Effort {
     pub probes: usize,
     pub rerank: usize,
+    /// Candidates that are kept.
+    pub pool: usize,
+    /// Whether vectors may be met twice.
+    pub twice: bool,
 }
 
 impl<S: PageStore> IvfPq<S> {
@@ -47,7 +54,15 @@ impl<S: PageStore> IvfPq<S> {
         let rerank = options.rerank.or(options.ef).or(tuned(meta.rerank.get()));
         let k = options.k.min(self.rows.len().max(1));
         let rerank = rerank.unwrap_or_else(|| default_rerank(k));
-        Effort { probes, rerank: rerank.max(k) }
+        let (rerank, twice) = (rerank.max(k), meta.spills());
+        let pool = rerank.max(POOL);
+        // Where two may be the same, as many more as these mostly are; or all that can be, if nearly all are asked for.
+        let more = match twice {
+            false => 0,
+            true if pool >= self.rows.len() / 4 => pool,
+            true => pool / 2,
+        };
+        Effort { probes, rerank, pool: pool.saturating_add(more), twice }
     }
 
     /// Borrows a scratch; it goes back by itself.
@@ -73,7 +88,9 @@ impl<S: PageStore> IvfPq<S> {
         if plan.exact.is_some() {
             return self.exact(scratch, plan, k, f32::INFINITY);
         }
-        let effort = self.effort(options);
+        let mut effort = self.effort(options);
+        // While an entry moves there are two of it.
+        effort.twice |= S::SHARED;
         let mut cost = Cost::default();
         self.collect(model, scratch, &plan.matcher, effort, &mut cost)?;
         self.ask(&scratch.collected.candidates);
@@ -155,6 +172,10 @@ impl<S: PageStore> IvfPq<S> {
                     all
                 },
             )?;
+        }
+        if self.rows.meta.spills() {
+            slots.sort_unstable();
+            slots.dedup();
         }
         let found = nearest(&self.rows, &scratch.probe, slots.into_iter(), usize::MAX, radius)?;
         let found: Vec<u64> = found.into_iter().map(|(distance, id)| key(distance, id)).collect();

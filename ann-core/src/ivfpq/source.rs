@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
-use crate::code::kmeans::Finder;
+use crate::code::kmeans::{Finder, Seconds, SecondsScratch};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::page::PageStore;
@@ -13,6 +13,8 @@ use crate::seed::mix;
 use super::IvfPq;
 use super::model::{Encoded, Model, Scratch};
 
+/// What second lists count against being alike the first (SOAR's lambda).
+const WEIGHT: f32 = 1.0;
 /// Rows that a thread assigns at a time.
 const ROWS: usize = 256;
 
@@ -123,6 +125,31 @@ impl<T: Element> Source<'_, T> {
                     points.extend_from_slice(&floats.values);
                 }
                 finder.find(points, products, nearest);
+                Ok(())
+            },
+        )
+    }
+
+    /// Makes `seconds` the place of a second list of each of so many vectors, from `first` on, whose nearest is given; there
+    /// are at least two lists. Runs on the current thread pool.
+    pub(super) fn assign_seconds<S: PageStore>(
+        &self,
+        rows: &Rows<S>,
+        centroids: &[f32],
+        first: usize,
+        nearest: &[u32],
+        seconds: &mut [u32],
+    ) -> Result<()> {
+        let finder = Seconds::new(centroids, rows.space.dim, WEIGHT);
+        seconds.par_chunks_mut(ROWS).zip(nearest.par_chunks(ROWS)).enumerate().try_for_each_init(
+            || (SecondsScratch::default(), Vec::new(), Floats::default()),
+            |(scratch, points, floats), (chunk, (seconds, nearest))| -> Result<()> {
+                points.clear();
+                for at in 0..nearest.len() {
+                    self.floats(rows, first + chunk * ROWS + at, floats)?;
+                    points.extend_from_slice(&floats.values);
+                }
+                finder.find(points, nearest, scratch, seconds);
                 Ok(())
             },
         )

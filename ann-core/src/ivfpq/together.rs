@@ -30,7 +30,7 @@ impl<S: PageStore> IvfPq<S> {
         for scratch in &mut *scratches {
             let Scratch { row, prepared, collected, .. } = &mut **scratch;
             self.prepare(model, row, prepared);
-            collected.begin(model, &prepared.floats);
+            collected.begin(model, &prepared.floats, effort);
         }
         let mut going: Vec<usize> = (0..scratches.len()).collect();
         let mut turns: Vec<(usize, Turn)> = Vec::new();

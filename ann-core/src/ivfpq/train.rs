@@ -9,6 +9,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::wide::wide;
 use crate::page::PageStore;
+use crate::rows::ALONG;
 use crate::seed::mix;
 
 use super::lists::Extent;
@@ -137,7 +138,7 @@ impl<S: PageStore> IvfPq<S> {
     /// Lists around these centroids, numbered one after the other.
     fn model_of(&self, centroids: Vec<f32>, pq: Pq, share: f32) -> Model {
         let numbers: Vec<u32> = (0..(centroids.len() / pq.dim()) as u32).collect();
-        let (space, along) = (&self.rows.space, self.rows.meta.along == 1);
+        let (space, along) = (&self.rows.space, self.rows.meta.entries & ALONG != 0);
         let extents = vec![Extent::default(); numbers.len()];
         let isa = space.isa();
         let mut model = Model::new(numbers, centroids, extents, pq, space.metric, along, isa);

@@ -1,5 +1,6 @@
-//! The invariants of lists: each vector has one entry, where its node says, whose code is the vector's. Where many handles
-//! change an index it may have several while they move, and blocks may wait for a sweep.
+//! The invariants of lists: each vector has one entry, or a second one in another list, where its node says, whose codes
+//! are the vector's. Where many handles change an index it may have several while they move, and blocks may wait for a
+//! sweep.
 
 use crate::error::{Error, Result};
 use crate::page::PageStore;
@@ -32,7 +33,8 @@ impl<S: PageStore> IvfPq<S> {
         }
         let blocks = self.rows.meta.upper.get() as usize;
         let mut met = vec![false; blocks];
-        let mut entered = vec![false; self.rows.slots() as usize];
+        // Of each slot, whether its second and its first entry were met, and the list of the one met before.
+        let mut entered = vec![([false; 2], NONE); self.rows.slots() as usize];
         for list in self.numbers() {
             let record = self.list(list)?;
             if record.retired.get() > 1 {
@@ -49,17 +51,19 @@ impl<S: PageStore> IvfPq<S> {
                     return Err(self.bad_block(*block, "it is on two chains"));
                 }
                 for slot in taken(slots) {
-                    let twice =
-                        entered.get_mut(slot as usize).map(|met| std::mem::replace(met, true));
-                    if twice != Some(false) && !(S::SHARED && twice.is_some()) {
-                        return Err(
-                            self.bad_block(*block, format!("slot {slot} has no entry here"))
-                        );
-                    }
+                    let bad = || self.bad_block(*block, format!("slot {slot} has no entry here"));
+                    let (met, before) = entered.get_mut(slot as usize).ok_or_else(bad)?;
                     let node = self.rows.node(slot)?;
-                    if node.is(State::Free) || !S::SHARED && node.owner.get() != *block {
+                    let is_first = S::SHARED || node.owner.get() == *block;
+                    let is_second = self.rows.meta.spills() && node.twin.get() == *block;
+                    if node.is(State::Free) || !(is_first || is_second) {
                         let what = format!("its entry is in block {block}");
                         return Err(self.rows.corrupt_node(slot, what));
+                    }
+                    let twice = std::mem::replace(&mut met[usize::from(is_first)], true)
+                        | (std::mem::replace(before, list) == list);
+                    if twice && !S::SHARED {
+                        return Err(bad());
                     }
                 }
                 if let Some(place) = place {
@@ -82,11 +86,18 @@ impl<S: PageStore> IvfPq<S> {
                 return Err(self.bad_block(block, "no list and no chain has it"));
             }
         }
-        for (id, entered) in (0..).zip(entered) {
+        for (id, ([second, first], _)) in (0..).zip(entered) {
             let node = self.rows.node(id)?;
             let may_lack = if S::SHARED { !node.is_visible() } else { node.is(State::Free) };
-            if !entered && !may_lack {
+            if may_lack {
+                continue;
+            }
+            if !first {
                 return Err(self.rows.corrupt_node(id, "it has no entry".into()));
+            }
+            if second != (node.twin.get() != NONE) {
+                let what = format!("its second entry is not in block {}", node.twin.get());
+                return Err(self.rows.corrupt_node(id, what));
             }
         }
         Ok(())

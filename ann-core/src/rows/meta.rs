@@ -177,8 +177,8 @@ pub(crate) struct Meta {
     pub stored: u8,
     /// 1 if codes are by node, 0 if they stand beside links.
     pub by_node: u8,
-    /// IVF-PQ: 1 if codes are chosen for inner products.
-    pub along: u8,
+    /// IVF-PQ: [`ALONG`] and [`SPILL`], as far as they hold.
+    pub entries: u8,
     /// Records of array 3 handed out so far: upper-level links, or IVF-PQ's blocks.
     pub upper: U32,
     /// DiskANN's alpha, the bits of a float; 0 stands for 1. IVF-PQ: rows that training looks at, at most; 0 for what
@@ -201,7 +201,17 @@ pub(crate) struct Meta {
     pub arrays: [ArrayMeta; ARRAYS],
 }
 
+/// Codes are chosen for inner products.
+pub(crate) const ALONG: u8 = 1;
+/// Vectors have a second entry, in another list.
+pub(crate) const SPILL: u8 = 2;
+
 impl Meta {
+    /// Whether vectors have a second entry.
+    pub(crate) fn spills(&self) -> bool {
+        self.entries & SPILL != 0
+    }
+
     /// The meta page of an empty index.
     pub(crate) fn new(kind: Kind, dtype: DType, metric: Metric, dim: usize, page: usize) -> Meta {
         let mut meta = Meta::new_zeroed();
@@ -358,9 +368,10 @@ pub(crate) enum State {
 #[repr(C)]
 pub(crate) struct Node {
     pub key: U64,
-    /// Next on the chain of identical vectors; on a free slot, next on the free list.
+    /// Next on the chain of identical vectors; on a free slot, next on the free list. IVF-PQ: the block of its second
+    /// entry.
     pub twin: U32,
-    /// Of a twin: the vector in the graph whose chain it is on.
+    /// Of a twin: the vector in the graph whose chain it is on. IVF-PQ: the block of its entry.
     pub owner: U32,
     /// First record in the upper-level link array; the slot keeps it, and its level, for all its occupants.
     pub upper: U32,

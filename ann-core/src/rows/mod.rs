@@ -29,7 +29,9 @@ pub(crate) use filter::{Matcher, Plan};
 pub(crate) use input::{check_rows, find_repeats, slice};
 use keys::Keys;
 pub use meta::Kind;
-pub(crate) use meta::{ArrayMeta, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NONE, Node, State};
+pub(crate) use meta::{
+    ALONG, ArrayMeta, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NONE, Node, SPILL, State,
+};
 pub use report::{Layout, Stats};
 pub(crate) use space::{Probe, Space};
 

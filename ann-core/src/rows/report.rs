@@ -191,7 +191,9 @@ impl<S: PageStore> Rows<S> {
             {
                 return Err(self.corrupt_node(id, "its upper links do not exist".into()));
             }
-            if node.is(State::Live) || node.is(State::Tombstone) {
+            // Lists have second entries there.
+            let chains = self.meta.kind() != Kind::IvfPq;
+            if chains && (node.is(State::Live) || node.is(State::Tombstone)) {
                 on_chain += self.chain_length(id)?;
             }
         }

@@ -169,7 +169,8 @@ impl Kind for AnIvfPq {
     }
 }
 
-/// [`IvfPq`] with codes of bytes and as many lists as suit the rows: it trains itself again as it grows.
+/// [`IvfPq`] with codes of bytes, two for each vector, and as many lists as suit the rows: it trains itself again as it
+/// grows.
 pub struct ByteIvfPq;
 
 impl Kind for ByteIvfPq {
@@ -178,7 +179,7 @@ impl Kind for ByteIvfPq {
     const DEGREE: usize = 0;
 
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
-        let builder = IvfPq::builder(dim).dtype(dtype).metric(metric).bits(8);
+        let builder = IvfPq::builder(dim).dtype(dtype).metric(metric).bits(8).spill(true);
         builder.subvectors(dim.clamp(1, 5)).train_at(60).seed(7).build_in(store)
     }
 

@@ -46,7 +46,7 @@ class Engine:
         metric: str,
         dtype: str,
         measures: tuple[SupportsIndex | None, SupportsIndex | None, SupportsIndex],
-        kept: tuple[str | None, bool],
+        kept: tuple[str | None, bool, bool],
         seed: SupportsIndex,
     ) -> Engine: ...
     @staticmethod

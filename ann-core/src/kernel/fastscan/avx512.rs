@@ -36,36 +36,55 @@ impl Nibble {
     }
 }
 
-/// The sums of a piece of a plane, at most [`FULL`] bytes.
+/// The sums of a piece of a plane, at most [`FULL`] bytes, of 32 codes. `GROUP` entries of one place in the tables, a
+/// vector apart, add up to 255 at most: so many lookups are added as bytes.
 ///
 /// # Safety
 /// `plane` and `tables` are good for `bytes`, a multiple of 32, and `tables` to the end of its last 64 bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn piece(plane: *const u8, tables: *const u8, bytes: usize) -> [__m512i; 2] {
+unsafe fn piece<const GROUP: usize>(plane: *const u8, tables: *const u8, bytes: usize) -> __m512i {
     let nibbles = _mm512_set1_epi8(15);
     let zero = Nibble { pairs: _mm512_setzero_si512(), odd: _mm512_setzero_si512() };
     let (mut low, mut high) = (zero, zero);
-    let mut look_up = |codes: __m512i, tables: __m512i| {
-        low.add(_mm512_shuffle_epi8(tables, _mm512_and_si512(codes, nibbles)));
-        let codes = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), nibbles);
-        high.add(_mm512_shuffle_epi8(tables, codes));
+    let look_up = |at: usize| {
+        // SAFETY: the caller's; `at` is below `bytes`, and where it is the last the codes are half a vector. Tables past
+        // the end are zeros.
+        let (codes, tables) = unsafe {
+            let codes = match at + 64 <= bytes {
+                true => _mm512_loadu_si512(plane.add(at).cast()),
+                false => _mm512_maskz_loadu_epi64(0x0f, plane.add(at).cast()),
+            };
+            (codes, _mm512_loadu_si512(tables.add(at).cast()))
+        };
+        let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), nibbles);
+        let lower = _mm512_shuffle_epi8(tables, _mm512_and_si512(codes, nibbles));
+        (lower, _mm512_shuffle_epi8(tables, upper))
     };
-    let whole = bytes - bytes % 64;
-    // SAFETY: the caller's; the last codes are half a vector. Tables past the end are zeros.
-    unsafe {
-        for at in (0..whole).step_by(64) {
-            look_up(
-                _mm512_loadu_si512(plane.add(at).cast()),
-                _mm512_loadu_si512(tables.add(at).cast()),
-            );
+    let mut at = 0;
+    while at + 64 * GROUP <= bytes {
+        let (mut lower, mut upper) = look_up(at);
+        for step in 1..GROUP {
+            let more = look_up(at + 64 * step);
+            lower = _mm512_add_epi8(lower, more.0);
+            upper = _mm512_add_epi8(upper, more.1);
         }
-        if whole < bytes {
-            look_up(
-                _mm512_maskz_loadu_epi64(0x0f, plane.add(whole).cast()),
-                _mm512_loadu_si512(tables.add(whole).cast()),
-            );
+        low.add(lower);
+        high.add(upper);
+        at += 64 * GROUP;
+    }
+    // What is left are fewer than `GROUP` vectors.
+    if at < bytes {
+        let (mut lower, mut upper) = look_up(at);
+        at += 64;
+        while at < bytes {
+            let more = look_up(at);
+            lower = _mm512_add_epi8(lower, more.0);
+            upper = _mm512_add_epi8(upper, more.1);
+            at += 64;
         }
+        low.add(lower);
+        high.add(upper);
     }
     // Blocks of eight lanes: 0 + 2 and 1 + 3 of two vectors in one, then one block each of four vectors.
     let halves = |a, b| {
@@ -82,11 +101,37 @@ unsafe fn piece(plane: *const u8, tables: *const u8, bytes: usize) -> [__m512i; 
         31, 23, 30, 22, 29, 21, 28, 20, 27, 19, 26, 18, 25, 17, 24, 16, 15, 7, 14, 6, 13, 5, 12, 4,
         11, 3, 10, 2, 9, 1, 8, 0,
     );
-    let sums = _mm512_permutexvar_epi16(turns, sums);
-    [
-        _mm512_cvtepu16_epi32(_mm512_castsi512_si256(sums)),
-        _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(sums)),
-    ]
+    _mm512_permutexvar_epi16(turns, sums)
+}
+
+impl Codes {
+    /// From 32 sums in a vector.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn of(sums: __m512i) -> Codes {
+        Codes([
+            _mm512_cvtepu16_epi32(_mm512_castsi512_si256(sums)),
+            _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(sums)),
+        ])
+    }
+
+    /// Twice these plus the sums of a plane.
+    ///
+    /// # Safety
+    /// As for [`Sums::then`], and as for [`piece`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn plus<const GROUP: usize>(self, plane: &[u8], tables: &[u8]) -> Codes {
+        let mut sums = self.0.map(|sum| _mm512_add_epi32(sum, sum));
+        for (plane, tables) in plane.chunks(FULL).zip(tables.chunks(FULL)) {
+            // SAFETY: the caller's; pieces but the last are whole cache lines.
+            let more = unsafe { piece::<GROUP>(plane.as_ptr(), tables.as_ptr(), plane.len()) };
+            for (sum, more) in sums.iter_mut().zip(Codes::of(more).0) {
+                *sum = _mm512_add_epi32(*sum, more);
+            }
+        }
+        Codes(sums)
+    }
 }
 
 impl Sums for Codes {
@@ -99,13 +144,8 @@ impl Sums for Codes {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn then(self, plane: &[u8], tables: &[u8]) -> Codes {
-        let mut sums = self.0.map(|sum| _mm512_add_epi32(sum, sum));
-        for (plane, tables) in plane.chunks(FULL).zip(tables.chunks(FULL)) {
-            // SAFETY: the caller's; pieces but the last are whole cache lines.
-            let more = unsafe { piece(plane.as_ptr(), tables.as_ptr(), plane.len()) };
-            sums = [_mm512_add_epi32(sums[0], more[0]), _mm512_add_epi32(sums[1], more[1])];
-        }
-        Codes(sums)
+        // SAFETY: the caller's.
+        unsafe { self.plus::<1>(plane, tables) }
     }
 
     #[inline]
@@ -151,7 +191,7 @@ impl Sums for Codes {
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn distances(
         codes: &[u8],
         tables: &[u8],
@@ -159,9 +199,22 @@ impl Sums for Codes {
         line: Line,
         out: &mut [f32; BLOCK],
     ) -> u32 {
+        // SAFETY: the caller's; four entries are 4 * 63 at most, and 256 of them fit 15 bits.
+        let sums = unsafe {
+            if codes.len() > FULL {
+                Codes::zero().plus::<4>(codes, tables)
+            } else {
+                let sums = piece::<4>(codes.as_ptr(), tables.as_ptr(), codes.len());
+                if addends.is_none() {
+                    let limit = _mm512_set1_epi16(line.limit());
+                    if _mm512_cmpgt_epi16_mask(limit, sums) == 0 {
+                        return 0;
+                    }
+                }
+                Codes::of(sums)
+            }
+        };
         let addends = addends.unwrap_or(&NO_ADDENDS);
-        // SAFETY: the caller's.
-        let sums = unsafe { Codes::zero().then(codes, tables) };
         let mut below = 0;
         for (i, sums) in sums.0.into_iter().enumerate() {
             let at = 16 * i;

@@ -50,7 +50,9 @@ impl Tables {
         for (out, table) in bytes.as_chunks_mut::<SUB>().0.iter_mut().zip(entries) {
             let (least, _) = ends(table);
             for (out, entry) in out.iter_mut().zip(table) {
-                *out = ((entry - least) * scale + 0.5) as u8;
+                // Adding this rounds, and leaves the number in the low bits.
+                const WHOLE: f32 = (1u32 << 23) as f32;
+                *out = ((entry - least) * scale + WHOLE).to_bits() as u8;
             }
         }
     }
@@ -79,7 +81,13 @@ impl Tables {
 /// The smallest and the largest entry.
 #[inline(always)]
 fn ends(table: &[f32; SUB]) -> (f32, f32) {
-    let least = table.iter().fold(f32::INFINITY, |a, &b| if b < a { b } else { a });
-    let most = table.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    (least, most)
+    let (mut least, mut most) = (*table, *table);
+    // By halves, which are vectors.
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            least[i] = if least[i + half] < least[i] { least[i + half] } else { least[i] };
+            most[i] = if most[i + half] > most[i] { most[i + half] } else { most[i] };
+        }
+    }
+    (least[0], most[0])
 }
