@@ -1,5 +1,5 @@
-//! Time to rotate a vector, to encode it, to make a query's tables, and to score a block of 32 codes in cache, of RaBitQ
-//! and of a product quantizer, by every instruction set.
+//! Time to rotate a vector, to encode it, to make a query's tables, and to score a block of 32 codes in cache, of
+//! RaBitQ and of a product quantizer, by every instruction set.
 
 use std::hint::black_box;
 

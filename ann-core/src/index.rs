@@ -32,13 +32,13 @@ pub struct Search<'a> {
     /// the time that fetching takes, and spends more of it on candidates that better ones would have replaced. Without
     /// it, what suits the size of the index's records; other indexes do not use it.
     pub beam: Option<usize>,
-    /// Lists that a [`crate::IvfPq`] search reads at most: more is slower and finds more. It reads fewer where the others
-    /// cannot be expected to have anything that would be measured. Without it, what
-    /// [`crate::IvfPq::tune`] has found, or what suits the number of lists; other indexes do not use it.
+    /// Lists that a [`crate::IvfPq`] search reads at most: more is slower and finds more. It reads fewer where the
+    /// others cannot be expected to have anything that would be measured. Without it, what [`crate::IvfPq::tune`] has
+    /// found, or what suits the number of lists; other indexes do not use it.
     pub probes: Option<usize>,
-    /// Candidates, the nearest by their codes, whose exact distances a [`crate::IvfPq`] search computes at most, fewer where
-    /// the others are too far to be among the results by all likelihood; `ef` is another name for it, and at least `k` is
-    /// used. Other indexes do not use it.
+    /// Candidates, the nearest by their codes, whose exact distances a [`crate::IvfPq`] search computes at most, fewer
+    /// where the others are too far to be among the results by all likelihood; `ef` is another name for it, and at
+    /// least `k` is used. Other indexes do not use it.
     pub rerank: Option<usize>,
     /// Which vectors may be returned.
     pub filter: Filter<'a>,

@@ -1,4 +1,5 @@
-//! Indexes that many handles change at the same time: a database's processes, each with one of its own on the same pages.
+//! Indexes that many handles change at the same time: a database's processes, each with one of its own on the same
+//! pages.
 
 use crate::element::{DType, Element};
 use crate::error::Result;
@@ -9,8 +10,8 @@ use crate::page::PageStore;
 /// ([`PageStore::SHARED`]). What [`Index`] does to an index needs it for itself; searches by cursors do not.
 ///
 /// Insertions may run at the same time, and beside removals; so may searches beside everything. A sweep runs beside
-/// searches, one at a time; where [`SharedIndex::is_alone`] says so, its next step needs that no insertion is under way.
-/// All that is the caller's affair.
+/// searches, one at a time; where [`SharedIndex::is_alone`] says so, its next step needs that no insertion is under
+/// way. All that is the caller's affair.
 pub trait SharedIndex: Index {
     /// Where its pages are.
     type Store: PageStore;
@@ -49,8 +50,8 @@ pub trait SharedIndex: Index {
     /// more.
     ///
     /// # Errors
-    /// As [`Index::resume`]; [`Error::Changed`](crate::Error::Changed) only if slots may have got other vectors, entries
-    /// may have moved, or the index has grown by more than the handle knew of: the search is to begin anew.
+    /// As [`Index::resume`]; [`Error::Changed`](crate::Error::Changed) only if slots may have got other vectors,
+    /// entries may have moved, or the index has grown by more than the handle knew of: the search is to begin anew.
     fn next_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>>;
 
     /// The first hits of a cursor for a search that is not to go on: as many as it keeps candidates, all measured.
@@ -61,8 +62,8 @@ pub trait SharedIndex: Index {
         self.next_hits(cursor)
     }
 
-    /// Begins a sweep, which frees the slots of removed vectors and brings the index into shape, by steps that change about
-    /// `size` vectors each.
+    /// Begins a sweep, which frees the slots of removed vectors and brings the index into shape, by steps that change
+    /// about `size` vectors each.
     ///
     /// # Errors
     /// Those of the store; [`Error::Corrupt`](crate::Error::Corrupt).

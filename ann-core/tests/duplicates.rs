@@ -215,7 +215,8 @@ fn multiples_of_one_vector_under_cosine() {
     let multiples = Array2::from_shape_fn((COPIES, point.len()), |(i, j)| point[j] * scale(i));
     let all = concatenate![Axis(0), others, multiples];
     let (with, without) = (built(Metric::Cosine, all.view()), built(Metric::Cosine, others.view()));
-    // Three times as many nodes, most of which are too crowded to be loaded at once: no more than about twice the work each.
+    // Three times as many nodes, most of which are too crowded to be loaded at once: no more than about twice the work
+    // each.
     let (build, plain) = (with.store().used(), without.store().used());
     assert!(build < plain * 8, "{build} page accesses, without multiples {plain}");
     let (cost, plain) = (search_cost(&with, &queries), search_cost(&without, &queries));

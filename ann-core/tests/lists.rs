@@ -89,8 +89,8 @@ impl Scan {
     }
 }
 
-/// What searches find while `change` is made on a handle of its own: at each of its writes a row is inserted by somebody
-/// else, one search finds all rows there are, and one that has begun long before goes on.
+/// What searches find while `change` is made on a handle of its own: at each of its writes a row is inserted by
+/// somebody else, one search finds all rows there are, and one that has begun long before goes on.
 fn beside(
     store: &Common,
     rows: &Array2<f32>,
@@ -213,7 +213,8 @@ fn insertions_try_again_when_others_were_faster() {
     }
 }
 
-/// A process that dies at any write of a sweep leaves an index that is sound and has all, and the next sweep does the rest.
+/// A process that dies at any write of a sweep leaves an index that is sound and has all, and the next sweep does the
+/// rest.
 #[test]
 fn sweeps_that_are_cut_off() {
     let of = |metric: Metric, removes: u64| {

@@ -1,4 +1,5 @@
-//! Adding vectors within a memory limit: what it takes is known beforehand, the index leaves memory in time, and is as good.
+//! Adding vectors within a memory limit: what it takes is known beforehand, the index leaves memory in time, and is as
+//! good.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! Open indexes. The one that was used last is kept for the next statement, which then reads no more than the meta page.
+//! Open indexes. The one that was used last is kept for the next statement, which then reads no more than the meta
+//! page.
 
 use std::any::Any;
 use std::cell::{OnceCell, RefCell};

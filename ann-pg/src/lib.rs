@@ -26,8 +26,8 @@ pgrx::pg_module_magic!();
 /// Called when the library is loaded.
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    // With RUST_BACKTRACE set, each ERROR would carry a backtrace, which takes hundreds of megabytes: not when memory has
-    // just run out.
+    // With RUST_BACKTRACE set, each ERROR would carry a backtrace, which takes hundreds of megabytes: not when memory
+    // has just run out.
     const BACKTRACES: &str = "RUST_LIB_BACKTRACE";
     if std::env::var_os(BACKTRACES).is_none() {
         // SAFETY: the library is being loaded, by the only thread.

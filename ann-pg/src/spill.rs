@@ -24,8 +24,8 @@ pub struct Temporary {
 impl Temporary {
     /// A new, empty one.
     pub fn new() -> Temporary {
-        // SAFETY: within a transaction, whose resource owner closes and removes the file if nobody else does. The number
-        // is an open file's until the next call that opens one.
+        // SAFETY: within a transaction, whose resource owner closes and removes the file if nobody else does. The
+        // number is an open file's until the next call that opens one.
         let (handle, copy) = unsafe {
             pg_sys::PrepareTempTablespaces();
             let handle = pg_sys::OpenTemporaryFile(false);

@@ -1,7 +1,7 @@
 //! k-means: points cut into clusters around their means, by Lloyd's iterations.
 //!
-//! Points are assigned by products of small matrices: of `|c|^2 / 2 - <x, c>` over all centroids `c`, the smallest is of
-//! the nearest. A cluster that runs empty is given a point of the largest. Sums run over a cluster's points in their
+//! Points are assigned by products of small matrices: of `|c|^2 / 2 - <x, c>` over all centroids `c`, the smallest is
+//! of the nearest. A cluster that runs empty is given a point of the largest. Sums run over a cluster's points in their
 //! order, whatever thread takes them: the result does not depend on the number of threads.
 
 use ndarray::linalg::general_mat_mul;
@@ -192,8 +192,8 @@ impl<'a> Finder<'a> {
 }
 
 /// Finds for points a second centroid that makes up for what the first is bad at (SOAR, arXiv 2404.00774): the least
-/// of `|x - c|^2 + weight * <x - c, u>^2`, where `u` is the direction from the first centroid to `x`. A query for which the
-/// first centroid says little of `x` lies in that direction, and should not find the same of the second.
+/// of `|x - c|^2 + weight * <x - c, u>^2`, where `u` is the direction from the first centroid to `x`. A query for which
+/// the first centroid says little of `x` lies in that direction, and should not find the same of the second.
 pub struct Seconds<'a> {
     finder: Finder<'a>,
     weight: f32,

@@ -361,7 +361,8 @@ mod tests {
         sum / square(values)
     }
 
-    /// A normal distribution takes about 0.01 of its square with 4 bits for each coordinate, 0.12 with 2, and 0.28 with 1.3.
+    /// A normal distribution takes about 0.01 of its square with 4 bits for each coordinate, 0.12 with 2, and 0.28 with
+    /// 1.3.
     #[test]
     fn codes_are_near() {
         let values = points(4000, 24);

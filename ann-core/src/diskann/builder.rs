@@ -20,8 +20,8 @@ pub enum Placement {
     /// By edge: a node's record holds a code of each of its neighbours, and mostly its vector. One read a hop; each
     /// vector has as many codes as there are links to it.
     Fused,
-    /// By node: one code for each vector, in an array, and link lists beside it. One read for each neighbour that a search
-    /// has not met, of a few bytes; the codes take a tenth of the memory or less at equal bits.
+    /// By node: one code for each vector, in an array, and link lists beside it. One read for each neighbour that a
+    /// search has not met, of a few bytes; the codes take a tenth of the memory or less at equal bits.
     Compact,
 }
 
@@ -95,8 +95,8 @@ impl DiskAnnBuilder {
         self
     }
 
-    /// What vectors are stored as: `dtype`, which it is unless it is set, or `f16` where that is `f32`. Halves take half
-    /// the space, and distances, results' included, are those of the halves; a value beyond 65,504 is refused.
+    /// What vectors are stored as: `dtype`, which it is unless it is set, or `f16` where that is `f32`. Halves take
+    /// half the space, and distances, results' included, are those of the halves; a value beyond 65,504 is refused.
     ///
     /// `None` keeps only codes of them, by node. Links of later vectors are then chosen by these, and results carry
     /// estimates, squared distances near zero even below it, unless a search is given the caller's own distances
@@ -137,18 +137,18 @@ impl DiskAnnBuilder {
     }
 
     /// Bits a coordinate of the codes: 1, 2, 4 or 8; 0 for none, at the price of reading each neighbour. More bits tell
-    /// more of a neighbour and take more memory. Unless it is set, what suits the dimension and fits a page: of fused codes
-    /// 4 up to 64 dimensions, 2 up to 160, else 1; of compact ones 4, or 8 up to 64 dimensions; none if no page would hold
-    /// one. Codes of 8 bits are always
-    /// compact: fused ones are looked up in tables of bytes, whose error is larger than theirs.
+    /// more of a neighbour and take more memory. Unless it is set, what suits the dimension and fits a page: of fused
+    /// codes 4 up to 64 dimensions, 2 up to 160, else 1; of compact ones 4, or 8 up to 64 dimensions; none if no page
+    /// would hold one. Codes of 8 bits are always compact: fused ones are looked up in tables of bytes, whose error is
+    /// larger than theirs.
     pub fn code_bits(mut self, code_bits: u8) -> DiskAnnBuilder {
         self.code_bits = Some(code_bits);
         self
     }
 
     /// Bytes of memory that adding vectors keeps within, pages included and the caller's vectors not; none unless it is
-    /// set. See [`Graph::set_memory_limit`](crate::Graph::set_memory_limit); [`Graph::needs`](crate::Graph::needs) tells
-    /// beforehand what is needed.
+    /// set. See [`Graph::set_memory_limit`](crate::Graph::set_memory_limit); [`Graph::needs`](crate::Graph::needs)
+    /// tells beforehand what is needed.
     pub fn memory_limit(mut self, bytes: u64) -> DiskAnnBuilder {
         self.memory_limit = Some(bytes);
         self
@@ -181,8 +181,8 @@ impl DiskAnnBuilder {
         self.build_in(MemStore::new(page_size)?)
     }
 
-    /// An empty index in a store that has no pages yet. Where codes are fused, a node's links, their codes and its vector
-    /// lie on one page if that is large enough; else the vector lies on pages of its own.
+    /// An empty index in a store that has no pages yet. Where codes are fused, a node's links, their codes and its
+    /// vector lie on one page if that is large enough; else the vector lies on pages of its own.
     ///
     /// # Errors
     /// As [`DiskAnnBuilder::build`], [`Error::Parameter`] if the store's pages are too small for a node's links and

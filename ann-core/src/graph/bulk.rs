@@ -252,8 +252,8 @@ impl Level {
         Ok(())
     }
 
-    /// What a node chooses from: what a search from itself finds, and its neighbours in the sample. And whether it was by
-    /// bytes.
+    /// What a node chooses from: what a search from itself finds, and its neighbours in the sample. And whether it was
+    /// by bytes.
     fn candidates<S: PageStore>(
         &self,
         rows: &Rows<S>,

@@ -1,8 +1,8 @@
-//! Vectors in a byte a coordinate, for the searches of a load: what is read of each is a quarter of its floats, and more
-//! of them stay in the cache. What such a search finds is measured exactly after it.
+//! Vectors in a byte a coordinate, for the searches of a load: what is read of each is a quarter of its floats, and
+//! more of them stay in the cache. What such a search finds is measured exactly after it.
 //!
-//! Rounding adds about a sixth for each coordinate to a squared distance, the same for all but for noise that grows with
-//! the distance. Among neighbours nearer than some fifty steps noise would choose: they are searched for exactly.
+//! Rounding adds about a sixth for each coordinate to a squared distance, the same for all but for noise that grows
+//! with the distance. Among neighbours nearer than some fifty steps noise would choose: they are searched for exactly.
 
 use rayon::prelude::*;
 

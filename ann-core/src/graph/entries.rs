@@ -18,8 +18,8 @@ const MOST: usize = 1024;
 const STARTS: usize = 4;
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
-    /// How many lists the sample should have: twice the root of the graph's size is in proportion to what a search costs,
-    /// and comes near to all but the smallest clusters.
+    /// How many lists the sample should have: twice the root of the graph's size is in proportion to what a search
+    /// costs, and comes near to all but the smallest clusters.
     fn wanted_entries(&self) -> usize {
         let nodes = (2.0 * (self.rows.len() as f64).sqrt()).ceil() as usize;
         let nodes = nodes.clamp(BLOCK, MOST);

@@ -88,8 +88,8 @@ impl Fused {
         self.bytes
     }
 
-    /// How many nodes had better be on their way at a time, if a record has so many bytes: what a node's neighbours have
-    /// to say is not known to the choice of those that are ahead of them, and of long records two fill the time.
+    /// How many nodes had better be on their way at a time, if a record has so many bytes: what a node's neighbours
+    /// have to say is not known to the choice of those that are ahead of them, and of long records two fill the time.
     pub(super) fn beam(record: usize) -> usize {
         if record > LONG { 2 } else { 3 }
     }

@@ -17,8 +17,8 @@ use super::{Graph, Topology};
 /// Bytes of a row until it is in: keys, order, hashes.
 const LISTED: u64 = 64;
 
-/// Bytes of a row of a batch for each link that it can have: a plan's candidates, the edges back, and the lists that come
-/// of them.
+/// Bytes of a row of a batch for each link that it can have: a plan's candidates, the edges back, and the lists that
+/// come of them.
 const PLANNED: u64 = 80;
 
 /// Rows of a batch however little memory there is.
@@ -48,8 +48,8 @@ impl Portions {
 }
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
-    /// What it will take to add `rows` vectors at one go on `threads` threads, without computing anything: what is found
-    /// later to be equal counts like others.
+    /// What it will take to add `rows` vectors at one go on `threads` threads, without computing anything: what is
+    /// found later to be equal counts like others.
     pub fn needs(&self, rows: usize, threads: usize) -> Needs {
         let memory = self.memory(rows, self.loaded_of(rows), MAX_BATCH, threads);
         Needs { pages: self.page_bytes(rows as u64), memory }

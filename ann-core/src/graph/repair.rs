@@ -223,8 +223,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         Ok(())
     }
 
-    /// Begins a [`Graph::sweep`] by steps that change about `size` nodes each, beside searches of others, and between the
-    /// steps insertions of others. Removals have to wait until it ends.
+    /// Begins a [`Graph::sweep`] by steps that change about `size` nodes each, beside searches of others, and between
+    /// the steps insertions of others. Removals have to wait until it ends.
     ///
     /// # Errors
     /// Those of the store; [`crate::Error::Corrupt`].
@@ -288,7 +288,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         Ok(true)
     }
 
-    /// Takes dead twins from a node's chain. Their slots wait, as if claimed, until no search can be on its way to them.
+    /// Takes dead twins from a node's chain. Their slots wait, as if claimed, until no search can be on its way to
+    /// them.
     fn unchain_dead(&mut self, owner: u32, claimed: &mut Vec<u32>) -> Result<()> {
         let mut before = owner;
         let mut steps = 0;

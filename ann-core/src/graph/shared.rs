@@ -116,8 +116,8 @@ impl<S: PageStore, K: Topology> SharedIndex for Graph<S, K> {
 }
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
-    /// Searches for the neighbours of a row that is stored, and makes it visible. Its lists, or nothing if somebody else
-    /// has changed what that rests on.
+    /// Searches for the neighbours of a row that is stored, and makes it visible. Its lists, or nothing if somebody
+    /// else has changed what that rests on.
     fn try_to_place<T: Element>(
         &mut self,
         vector: &[T],
@@ -202,8 +202,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     }
 }
 
-/// A list that goes from near to far, in the order of the one that it takes the place of: what stays where it was need not
-/// be written. Only the farthest link that is not marked comes last of those, where [`tree::mark`] looks for it.
+/// A list that goes from near to far, in the order of the one that it takes the place of: what stays where it was need
+/// not be written. Only the farthest link that is not marked comes last of those, where [`tree::mark`] looks for it.
 fn in_place(now: &[u32], list: &[u32]) -> Vec<u32> {
     let of = |links: &[u32], id: u32| links.iter().copied().find(|&link| target(link) == id);
     let mut fresh = list.iter().copied().filter(|&link| of(now, target(link)).is_none());

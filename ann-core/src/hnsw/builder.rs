@@ -68,8 +68,9 @@ impl HnswBuilder {
         self
     }
 
-    /// Bits a coordinate of codes by node: 1, 2, 4 or 8, which searches find their way by before they read the vectors of
-    /// what could be a result; 0 for none. Unless it is set, 0 where vectors are kept, else 4, or 8 up to 64 dimensions.
+    /// Bits a coordinate of codes by node: 1, 2, 4 or 8, which searches find their way by before they read the vectors
+    /// of what could be a result; 0 for none. Unless it is set, 0 where vectors are kept, else 4, or 8 up to 64
+    /// dimensions.
     pub fn code_bits(mut self, code_bits: u8) -> HnswBuilder {
         self.code_bits = Some(code_bits);
         self

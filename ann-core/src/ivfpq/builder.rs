@@ -66,8 +66,8 @@ impl IvfPqBuilder {
         self
     }
 
-    /// Lists, from 1 to 2^24; there are never more than rows at training. Unless it is set, twice the root of the number
-    /// of rows, as long as that leaves 32 to a list, and anew once there are four times as many rows.
+    /// Lists, from 1 to 2^24; there are never more than rows at training. Unless it is set, twice the root of the
+    /// number of rows, as long as that leaves 32 to a list, and anew once there are four times as many rows.
     pub fn lists(mut self, lists: usize) -> IvfPqBuilder {
         self.lists = Some(lists);
         self
@@ -88,16 +88,17 @@ impl IvfPqBuilder {
         self
     }
 
-    /// Whether codes under inner product and cosine are chosen for what they say of near queries (anisotropic loss, arXiv
+    /// Whether codes under inner product and cosine are chosen for what they say of near queries (anisotropic loss,
+    /// arXiv
     /// 1908.10396), and not for the least distance to the vector. True unless it is set; no matter under squared L2.
     pub fn anisotropic(mut self, anisotropic: bool) -> IvfPqBuilder {
         self.anisotropic = anisotropic;
         self
     }
 
-    /// Whether vectors have a second entry, in a list that tells of them what the nearest does not (SOAR, arXiv 2404.00774):
-    /// codes take twice the space, and searches find as much in fewer lists, the more so the more dimensions there are.
-    /// False unless it is set.
+    /// Whether vectors have a second entry, in a list that tells of them what the nearest does not (SOAR, arXiv
+    /// 2404.00774): codes take twice the space, and searches find as much in fewer lists, the more so the more
+    /// dimensions there are. False unless it is set.
     pub fn spill(mut self, spill: bool) -> IvfPqBuilder {
         self.spill = spill;
         self
@@ -109,8 +110,8 @@ impl IvfPqBuilder {
         self
     }
 
-    /// Rows at which an index that was not trained trains itself, at least 1; until then searches are exact. 1024 unless
-    /// it is set.
+    /// Rows at which an index that was not trained trains itself, at least 1; until then searches are exact. 1024
+    /// unless it is set.
     pub fn train_at(mut self, rows: usize) -> IvfPqBuilder {
         self.train_at = rows;
         self

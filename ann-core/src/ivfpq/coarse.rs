@@ -1,6 +1,6 @@
 //! Finding the nearest lists by codes of their centroids, so that it never dominates a search: 32 centroids are scored
-//! in the time that one dot product takes. What the order of lists has besides the distance to the centroid is an addend
-//! of its code; only those are looked at that come below the last of the nearest found so far.
+//! in the time that one dot product takes. What the order of lists has besides the distance to the centroid is an
+//! addend of its code; only those are looked at that come below the last of the nearest found so far.
 //!
 //! The codes are made from the centroids when these are read, and are stored nowhere.
 
@@ -35,8 +35,8 @@ pub(crate) struct Lookup {
 }
 
 impl Coarse {
-    /// Of centroids, rows of `dim` floats, with what the order of each list has besides its distance; `None` if there are
-    /// too few.
+    /// Of centroids, rows of `dim` floats, with what the order of each list has besides its distance; `None` if there
+    /// are too few.
     pub(crate) fn new(
         centroids: &[f32],
         dim: usize,
@@ -76,8 +76,8 @@ impl Coarse {
         lookup.tables.fill(&lookup.entries);
     }
 
-    /// Replaces `order` with what gives the order of the nearest `count` centroids that `is_wanted`, as far as codes tell
-    /// and but for a number that all have in common, above their places; in no order.
+    /// Replaces `order` with what gives the order of the nearest `count` centroids that `is_wanted`, as far as codes
+    /// tell and but for a number that all have in common, above their places; in no order.
     pub(crate) fn nearest(
         &self,
         lookup: &Lookup,

@@ -1,9 +1,10 @@
 //! Collecting candidates: lists are read in rounds, and between two of them it is decided whether to go on.
 //!
-//! What a query reads in a round depends on the candidates of the rounds before and on nothing else, so that it finds the
-//! same in whatever order the lists of a round are read. A search ends once none of the lists whose turn has come is
-//! expected to have anything nearer than its last candidate, at the latest after as many lists as it was asked to read. It
-//! does not end before it has met as many entries that may be returned as it keeps: under a filter it reads on.
+//! What a query reads in a round depends on the candidates of the rounds before and on nothing else, so that it finds
+//! the same in whatever order the lists of a round are read. A search ends once none of the lists whose turn has come
+//! is expected to have anything nearer than its last candidate, at the latest after as many lists as it was asked to
+//! read. It does not end before it has met as many entries that may be returned as it keeps: under a filter it reads
+//! on.
 
 use crate::error::Result;
 use crate::index::Cost;

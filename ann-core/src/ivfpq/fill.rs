@@ -285,8 +285,8 @@ impl<'a, T: Element> Filling<'a, T> {
         model.set_extents(extents);
     }
 
-    /// Fills in a block's bytes. Returns the most that one of its codes misses of its vector, and the sum of the vectors'
-    /// squared distances to the centroid.
+    /// Fills in a block's bytes. Returns the most that one of its codes misses of its vector, and the sum of the
+    /// vectors' squared distances to the centroid.
     fn encode<S: PageStore>(
         &self,
         index: &IvfPq<S>,

@@ -1,9 +1,10 @@
 //! Adding, replacing and removing rows.
 //!
 //! A row that comes to a trained index is encoded for its nearest list and born in the same write that puts its entry
-//! into a block; the next one puts its second entry, if it is to have one, into a block of another list, and that is taken
-//! out first. A replaced row is a tombstone, which searches pass over, from the write that brings the new one to the
-//! next, which takes its entry out; a removed one loses entry and slot in one write. Places and slots are used again.
+//! into a block; the next one puts its second entry, if it is to have one, into a block of another list, and that is
+//! taken out first. A replaced row is a tombstone, which searches pass over, from the write that brings the new one to
+//! the next, which takes its entry out; a removed one loses entry and slot in one write. Places and slots are used
+//! again.
 
 use std::ops::Range;
 

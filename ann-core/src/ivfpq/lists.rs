@@ -339,8 +339,8 @@ impl<S: PageStore> IvfPq<S> {
         self.rows.array(BLOCKS)?.locate(block).ok_or_else(missing)
     }
 
-    /// Puts an empty block before a list's others: an unused one, or a new one. Nothing is done if somebody else has been
-    /// faster.
+    /// Puts an empty block before a list's others: an unused one, or a new one. Nothing is done if somebody else has
+    /// been faster.
     fn add_block(&mut self, list: u32, mut record: List) -> Result<Option<u32>> {
         let (unused, upper) = (self.rows.meta.entry, self.rows.meta.upper);
         let block = if unused.get() == NONE { upper.get() } else { unused.get() };
@@ -406,7 +406,8 @@ impl<S: PageStore> IvfPq<S> {
         Ok(())
     }
 
-    /// Puts as many entries into a list as one of its blocks has room for, of some that are not empty. How many these are.
+    /// Puts as many entries into a list as one of its blocks has room for, of some that are not empty. How many these
+    /// are.
     pub(super) fn append(&mut self, list: u32, entries: &[Entry<'_>]) -> Result<usize> {
         let (shape, mut bytes) = (self.block, Vec::new());
         loop {

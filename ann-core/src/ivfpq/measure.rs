@@ -37,8 +37,8 @@ impl Errors {
         self.squares += error * error;
     }
 
-    /// The least distance that is likely for an estimate. Those seen are of the least estimates, which are too near rather
-    /// than too far: what they are off by on average is not taken to hold for others.
+    /// The least distance that is likely for an estimate. Those seen are of the least estimates, which are too near
+    /// rather than too far: what they are off by on average is not taken to hold for others.
     pub(super) fn least(&self, estimate: f32, deviations: f32) -> f32 {
         let mean = self.sum / self.count;
         let variance = (self.squares / self.count - mean * mean).max(0.0);

@@ -3,9 +3,9 @@
 //! k-means cuts the vectors into lists; a vector's code says in a few bits a dimension what it is beside its list's
 //! centroid (product quantization). A search scores the codes of the lists nearest to the query by lookups in registers
 //! (FastScan) and measures the best by their vectors. What is looked up depends on the query alone, not on the list:
-//! squared L2 is `|q - c|^2 + (|x|^2 + 2 <x, c>) - 2 <q, x>` for a code that stands for `c + x`, of which the middle is a
-//! number beside the code; for inner products it is `-<q, c> - <q, x>`. (Jégou et al., TPAMI 2011; André et al., TPAMI
-//! 2019; Guo et al., arXiv 1908.10396.)
+//! squared L2 is `|q - c|^2 + (|x|^2 + 2 <x, c>) - 2 <q, x>` for a code that stands for `c + x`, of which the middle is
+//! a number beside the code; for inner products it is `-<q, c> - <q, x>`. (Jégou et al., TPAMI 2011; André et al.,
+//! TPAMI 2019; Guo et al., arXiv 1908.10396.)
 //!
 //! An index is trained or it is not. Without training there are no lists, and searches measure every vector: that is
 //! how an index begins, and what it is for the moment in which its lists are replaced.
@@ -173,8 +173,8 @@ impl<S: PageStore> IvfPq<S> {
         self.rows.meta.coded.get()..self.rows.meta.entry_level.get()
     }
 
-    /// [`Index::cursor`] with the probes and the candidates of a search: those are what it begins with. It measures only
-    /// as many candidates as it takes to know the next hits.
+    /// [`Index::cursor`] with the probes and the candidates of a search: those are what it begins with. It measures
+    /// only as many candidates as it takes to know the next hits.
     ///
     /// # Errors
     /// As [`Index::search`].

@@ -227,8 +227,8 @@ impl Model {
         self
     }
 
-    /// Codes of the centroids, if there are many. Made now if this is their first use; by a thread of its own, since one
-    /// of a pool that waits takes up other searches meanwhile, which would wait for this.
+    /// Codes of the centroids, if there are many. Made now if this is their first use; by a thread of its own, since
+    /// one of a pool that waits takes up other searches meanwhile, which would wait for this.
     pub(super) fn coarse(&self) -> Option<&Coarse> {
         if let Some(searches) = &self.waits {
             if searches.fetch_add(1, Ordering::Relaxed) < SEARCHES {

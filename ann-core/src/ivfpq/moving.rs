@@ -1,10 +1,10 @@
-//! Entries that move to other lists while others search and insert: all of them, once an index is to have other lists and
-//! codes, or those of some lists, which are then in use no more.
+//! Entries that move to other lists while others search and insert: all of them, once an index is to have other lists
+//! and codes, or those of some lists, which are then in use no more.
 //!
 //! Entries are copied first. Meanwhile searches find the old ones, perhaps both, and insertions know of nothing. When
-//! little is left, nobody inserts for a moment: the rest is copied, the count of sweeps goes up, and what was left behind
-//! is in use no more. A search that began before begins anew; one that begins later finds the copies. A crash in between
-//! leaves lists as they were, or entries in two places, and blocks that the next sweep finds.
+//! little is left, nobody inserts for a moment: the rest is copied, the count of sweeps goes up, and what was left
+//! behind is in use no more. A search that began before begins anew; one that begins later finds the copies. A crash in
+//! between leaves lists as they were, or entries in two places, and blocks that the next sweep finds.
 
 use std::ops::Range;
 
@@ -43,8 +43,8 @@ pub(super) struct Moving {
     /// The lists that there will be.
     target: Option<Model>,
     moved: Slots,
-    /// Where all lists are new, the place of each slot's list, as far as it is known; then the slots in the order of these,
-    /// so that a list's blocks come to lie together.
+    /// Where all lists are new, the place of each slot's list, as far as it is known; then the slots in the order of
+    /// these, so that a list's blocks come to lie together.
     places: Vec<u32>,
     order: Vec<u32>,
     /// How far a pass through what is to be moved is, and how much it has found.

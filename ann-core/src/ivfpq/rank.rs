@@ -2,9 +2,9 @@
 //!
 //! Around its centroid `c` a list's entries lie about as far as its radius `R`, and in the direction of a near query,
 //! `q - c`, they deviate by its spread `s`. Hardly any deviates by more than a few times that, so that the nearest to
-//! expect is at `-<q, c> - Z |q| s`, or under squared L2 at `|q - c|^2 + R^2 - 2 Z s |q - c|`. Lists of which that is beyond
-//! the last candidate need not be read, but where inner products count vectors' lengths. Under cosine it gives the order as
-//! well, since wide lists reach farther towards the query; else the nearest centroid comes first.
+//! expect is at `-<q, c> - Z |q| s`, or under squared L2 at `|q - c|^2 + R^2 - 2 Z s |q - c|`. Lists of which that is
+//! beyond the last candidate need not be read, but where inner products count vectors' lengths. Under cosine it gives
+//! the order as well, since wide lists reach farther towards the query; else the nearest centroid comes first.
 //!
 //! Many lists are ranked by codes of their centroids, of which those are found that a query is to read, and only lists
 //! whose turn comes are measured.
@@ -43,8 +43,8 @@ pub(crate) struct Ranking {
     lookup: Lookup,
     scores: Vec<f32>,
     offsets: Vec<u64>,
-    /// What gives the order, as far as codes tell, above the lists' places: sorted as far as `sorted`. There may be more
-    /// lists than these.
+    /// What gives the order, as far as codes tell, above the lists' places: sorted as far as `sorted`. There may be
+    /// more lists than these.
     order: Vec<u64>,
     sorted: usize,
     /// Those of `order` whose turn has come.

@@ -40,8 +40,8 @@ const SAMPLE_OF_PART: usize = 256;
 /// Entries that are encoded and moved in a step, and blocks that are taken out of use in one.
 const STEP: usize = 512;
 
-/// What is to become of lists: new ones, with their numbers, centroids, one after the other, and extents, those that they
-/// take the place of, and all that there will be then.
+/// What is to become of lists: new ones, with their numbers, centroids, one after the other, and extents, those that
+/// they take the place of, and all that there will be then.
 pub(super) struct Balanced {
     pub numbers: Vec<u32>,
     pub centroids: Vec<f32>,
@@ -332,10 +332,10 @@ impl Balancing {
 }
 
 impl<S: PageStore> IvfPq<S> {
-    /// Splits lists that have grown past twice the mean, and gives the entries of those below an eighth of it to others;
-    /// all other lists stay as they are. An index of which that would make more than a quarter new, or that has four times
-    /// as many rows as at its training and was not told how many lists to make, is trained anew instead. Searches in between find everything. `threads` as
-    /// for adding. O(m lists dim) for the m entries of those lists.
+    /// Splits lists that have grown past twice the mean, and gives the entries of those below an eighth of it to
+    /// others; all other lists stay as they are. An index of which that would make more than a quarter new, or that has
+    /// four times as many rows as at its training and was not told how many lists to make, is trained anew instead.
+    /// Searches in between find everything. `threads` as for adding. O(m lists dim) for the m entries of those lists.
     ///
     /// # Errors
     /// [`Error::Parameter`] for `threads`, and as [`IvfPq::compact`].

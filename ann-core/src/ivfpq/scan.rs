@@ -68,8 +68,8 @@ impl<S: PageStore> IvfPq<S> {
             Matcher::Slots(_) => true,
             Matcher::All | Matcher::Keys(_) => false,
         };
-        // Removed vectors have entries only between the two writes of an update; or where many handles change an index, as
-        // long as a sweep takes, and what is found is looked at in any case.
+        // Removed vectors have entries only between the two writes of an update; or where many handles change an index,
+        // as long as a sweep takes, and what is found is looked at in any case.
         let has_removed = !S::SHARED && self.rows.meta.tombstones.get() > 0;
         let looks = matches!(matcher, Matcher::Keys(_)) || has_removed;
         let (mut distances, mut held) = ([0f32; BLOCK], [NONE; BLOCK]);

@@ -1,13 +1,13 @@
 //! Lists that others change at the same time, through handles of their own: a database's processes.
 //!
-//! A row takes a slot (*claim*), writes its vector there, and is born in the write that puts its entry into its list's open
-//! block, if block and lists still are what that was computed from; else it tries again. A removed row is a tombstone,
-//! whose entry and slot wait for a sweep (`sweep.rs`).
+//! A row takes a slot (*claim*), writes its vector there, and is born in the write that puts its entry into its list's
+//! open block, if block and lists still are what that was computed from; else it tries again. A removed row is a
+//! tombstone, whose entry and slot wait for a sweep (`sweep.rs`).
 //!
-//! Searches take no locks. A handle's lists are those of the count of sweeps that the meta page had when it read them. That
-//! goes up whenever searches have to know of something: lists come, go, or forget their extents, entries have moved,
-//! slots get free. A search that finds another count at its end than at its beginning begins anew, and so need not know what
-//! it has seen of the change.
+//! Searches take no locks. A handle's lists are those of the count of sweeps that the meta page had when it read them.
+//! That goes up whenever searches have to know of something: lists come, go, or forget their extents, entries have
+//! moved, slots get free. A search that finds another count at its end than at its beginning begins anew, and so need
+//! not know what it has seen of the change.
 
 use zerocopy::IntoBytes;
 
@@ -152,8 +152,8 @@ impl<S: PageStore> IvfPq<S> {
         })
     }
 
-    /// Forgets a list's extent if an entry comes to it that lies well outside, and lets all handles know. False if somebody
-    /// else has changed the list.
+    /// Forgets a list's extent if an entry comes to it that lies well outside, and lets all handles know. False if
+    /// somebody else has changed the list.
     pub(super) fn widen_beside(&mut self, list: u32, square: f32) -> Result<bool> {
         let mut record = self.any_list(list)?;
         let Extent { radius, .. } = record.extent();

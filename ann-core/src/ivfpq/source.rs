@@ -130,8 +130,8 @@ impl<T: Element> Source<'_, T> {
         )
     }
 
-    /// Makes `seconds` the place of a second list of each of so many vectors, from `first` on, whose nearest is given; there
-    /// are at least two lists. Runs on the current thread pool.
+    /// Makes `seconds` the place of a second list of each of so many vectors, from `first` on, whose nearest is given;
+    /// there are at least two lists. Runs on the current thread pool.
     pub(super) fn assign_seconds<S: PageStore>(
         &self,
         rows: &Rows<S>,

@@ -312,8 +312,8 @@ impl<S: PageStore> IvfPq<S> {
     /// from all that will come. A progress function is told of shares of all rows. O((n + rows) lists dim).
     ///
     /// # Errors
-    /// As [`Index::add`](crate::Index::add); [`Error::Parameter`] without vectors; [`Error::Cancelled`]: the index is as
-    /// it was.
+    /// As [`Index::add`](crate::Index::add); [`Error::Parameter`] without vectors; [`Error::Cancelled`]: the index is
+    /// as it was.
     pub fn train<T: Element>(
         &mut self,
         vectors: ArrayView2<'_, T>,

@@ -165,8 +165,8 @@ impl IvfPqSweep {
         (self.stage, self.at) = (stage, 0);
     }
 
-    /// Looks at the next blocks, and takes those of no list out of use; with `clears`, what is not a row's entry leaves the
-    /// others. False once there are no more.
+    /// Looks at the next blocks, and takes those of no list out of use; with `clears`, what is not a row's entry leaves
+    /// the others. False once there are no more.
     fn clean<S: PageStore>(&mut self, index: &mut IvfPq<S>, clears: bool) -> Result<bool> {
         let end = (index.rows.meta.upper.get() as usize).min(self.at + PATIENCE * self.size);
         let mut changed = 0;

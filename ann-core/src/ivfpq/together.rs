@@ -1,7 +1,7 @@
 //! Queries of a batch that read lists together: a list that several of them are to read comes from memory once.
 //!
-//! Each query goes by its own rounds and finds what it finds alone. What they read in a round is put in the order of the
-//! lists.
+//! Each query goes by its own rounds and finds what it finds alone. What they read in a round is put in the order of
+//! the lists.
 
 use crate::error::Result;
 use crate::index::{Cost, Hit};

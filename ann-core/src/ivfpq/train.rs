@@ -27,8 +27,8 @@ const ITERATIONS: usize = 10;
 /// Entries that a list has at least, on average, if it is not told otherwise.
 const ENTRIES: usize = 32;
 
-/// Points that are taken for queries to find out how lists lie around their centroids, the lists that each looks at, and
-/// the entries of each of these.
+/// Points that are taken for queries to find out how lists lie around their centroids, the lists that each looks at,
+/// and the entries of each of these.
 const ASKING: usize = 512;
 const ASKED: usize = 8;
 const ANSWERS: usize = 16;

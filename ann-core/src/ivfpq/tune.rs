@@ -41,7 +41,8 @@ impl<S: PageStore> IvfPq<S> {
     /// [`IvfPq::find_effort`] and [`IvfPq::keep_effort`] in one.
     ///
     /// # Errors
-    /// [`Error::Parameter`] without queries, for `k` = 0, or a recall outside (0, 1]; those of searches and of the store.
+    /// [`Error::Parameter`] without queries, for `k` = 0, or a recall outside (0, 1]; those of searches and of the
+    /// store.
     pub fn tune<T: Element>(
         &mut self,
         queries: ArrayView2<'_, T>,

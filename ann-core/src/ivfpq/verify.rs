@@ -1,6 +1,6 @@
-//! The invariants of lists: each vector has one entry, or a second one in another list, where its node says, whose codes
-//! are the vector's. Where many handles change an index it may have several while they move, and blocks may wait for a
-//! sweep.
+//! The invariants of lists: each vector has one entry, or a second one in another list, where its node says, whose
+//! codes are the vector's. Where many handles change an index it may have several while they move, and blocks may wait
+//! for a sweep.
 
 use crate::error::{Error, Result};
 use crate::page::PageStore;

@@ -1,10 +1,10 @@
 //! Searches that can be continued: first as any search, then some lists at a time, and of their entries the nearest by
 //! code at a time.
 //!
-//! How many hits will be wanted is not known. So candidates are measured a few at a time, nearest by code first, and one is
-//! a hit once those that follow are not expected to be nearer. When there are none left, lists are read again, the same
-//! and then others, and whatever was not measured waits for its turn; each time it is twice as much as before. What is
-//! measured then may be nearer than the farther half of what was: that half waits for it.
+//! How many hits will be wanted is not known. So candidates are measured a few at a time, nearest by code first, and
+//! one is a hit once those that follow are not expected to be nearer. When there are none left, lists are read again,
+//! the same and then others, and whatever was not measured waits for its turn; each time it is twice as much as before.
+//! What is measured then may be nearer than the farther half of what was: that half waits for it.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

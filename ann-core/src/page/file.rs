@@ -252,8 +252,8 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Calls `write` with an offset and zeros, piece by piece, from `from` to `to`: what is written and not left out takes its
-/// room on the disk now, and not when memory is touched, where a full disk would be a signal.
+/// Calls `write` with an offset and zeros, piece by piece, from `from` to `to`: what is written and not left out takes
+/// its room on the disk now, and not when memory is touched, where a full disk would be a signal.
 pub(super) fn zeros(
     from: u64,
     to: u64,

@@ -29,9 +29,9 @@ impl MemStore {
         Ok(MemStore { layout, memory: Memory::new()?, patches: Patches::default() })
     }
 
-    /// Moves the pages into a temporary file, from which they are mapped: the system may then write them out when memory
-    /// is short. The file's content means nothing to others; best it has no name. It grows with the store, so that a full
-    /// disk is an error of [`PageStore::grow`].
+    /// Moves the pages into a temporary file, from which they are mapped: the system may then write them out when
+    /// memory is short. The file's content means nothing to others; best it has no name. It grows with the store, so
+    /// that a full disk is an error of [`PageStore::grow`].
     ///
     /// # Errors
     /// [`Error::Io`]; the pages are then where they were.

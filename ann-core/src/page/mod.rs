@@ -76,8 +76,8 @@ pub trait PageStore: Send + Sync {
     /// can change them during a borrow: page `p` starts at `p * page_size`. `None` elsewhere.
     fn contiguous(&self) -> Option<&[u8]>;
 
-    /// Moves what is in memory to where the system can write it out when memory is short: a temporary file. Does nothing
-    /// where that is so already.
+    /// Moves what is in memory to where the system can write it out when memory is short: a temporary file. Does
+    /// nothing where that is so already.
     ///
     /// # Errors
     /// [`Error::Io`]; the pages are then where they were.

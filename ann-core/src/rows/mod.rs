@@ -242,8 +242,8 @@ impl<S: PageStore> Rows<S> {
         Ok(read(body.get(offset..offset + array.size()).ok_or_else(missing)?))
     }
 
-    /// [`Rows::record`] of records that may lie on the same page one after the other: it stays latched in `page`, and until
-    /// that is dropped no other may be read.
+    /// [`Rows::record`] of records that may lie on the same page one after the other: it stays latched in `page`, and
+    /// until that is dropped no other may be read.
     #[inline]
     pub(crate) fn record_of_page<'a, R>(
         &'a self,
@@ -317,8 +317,8 @@ impl<S: PageStore> Rows<S> {
         self.copy(VECTORS, id, out)
     }
 
-    /// Replaces `out` with the floats of a row; see [`Space::floats`]. `copy` is scratch, used where the row is not in one
-    /// piece.
+    /// Replaces `out` with the floats of a row; see [`Space::floats`]. `copy` is scratch, used where the row is not in
+    /// one piece.
     pub(crate) fn floats(&self, id: u32, copy: &mut Vec<u8>, out: &mut Vec<f32>) -> Result<()> {
         if self.array(VECTORS)?.span() == 1 {
             return self.record(VECTORS, id, |row| self.space.floats(row, out));
@@ -372,7 +372,8 @@ impl<S: PageStore> Rows<S> {
         }
     }
 
-    /// Replaces `out` with the row of a vector that passed the checks at the door: it, or the code that stands in for it.
+    /// Replaces `out` with the row of a vector that passed the checks at the door: it, or the code that stands in for
+    /// it.
     pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) -> Result<()> {
         out.clear();
         self.space.encode(vector, out);

@@ -42,8 +42,8 @@ pub struct Stats {
     /// Bytes of all pages in use.
     pub bytes: u64,
     /// Bytes of pages by part: vectors, nodes, links, upper links (or entry points), codes; with lists: vectors, nodes,
-    /// lists and what they share (centroids, codebook), nothing, blocks of codes. Where codes stand in for vectors, they
-    /// are counted as these.
+    /// lists and what they share (centroids, codebook), nothing, blocks of codes. Where codes stand in for vectors,
+    /// they are counted as these.
     pub bytes_by_part: [u64; 5],
     /// Bytes of the map from keys to slots; 0 until something needs it.
     pub key_map_bytes: usize,

@@ -41,8 +41,8 @@ impl Nibble {
     }
 }
 
-/// The sums of a piece of a plane, at most [`FULL`] bytes, of 16 codes a vector. `GROUP` entries of one place in the tables, a vector apart,
-/// add up to 255 at most: so many lookups are added as bytes.
+/// The sums of a piece of a plane, at most [`FULL`] bytes, of 16 codes a vector. `GROUP` entries of one place in the
+/// tables, a vector apart, add up to 255 at most: so many lookups are added as bytes.
 ///
 /// # Safety
 /// `plane` and `tables` are good for `bytes`, a multiple of 32.

@@ -48,8 +48,8 @@ unsafe fn piece<const GROUP: usize>(plane: *const u8, tables: *const u8, bytes: 
     let zero = Nibble { pairs: _mm512_setzero_si512(), odd: _mm512_setzero_si512() };
     let (mut low, mut high) = (zero, zero);
     let look_up = |at: usize| {
-        // SAFETY: the caller's; `at` is below `bytes`, and where it is the last the codes are half a vector. Tables past
-        // the end are zeros.
+        // SAFETY: the caller's; `at` is below `bytes`, and where it is the last the codes are half a vector. Tables
+        // past the end are zeros.
         let (codes, tables) = unsafe {
             let codes = match at + 64 <= bytes {
                 true => _mm512_loadu_si512(plane.add(at).cast()),

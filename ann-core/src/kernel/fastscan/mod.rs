@@ -2,9 +2,9 @@
 //! of one sub-quantizer of a product quantizer.
 //!
 //! A [`Lut`] holds, for each four coordinates of the query, the sums of the coordinates that each of the 16 possible
-//! nibbles picks, as bytes of one scale; [`Tables`] hold what a product quantizer's 16 codewords are worth. A block of 32 codes is laid out so that one byte shuffle looks up a nibble of
-//! 16 codes ([`put`]). Sums of lookups are integers, and what is made of them is multiplied and added in one order, so
-//! results are bit-identical on all instruction sets.
+//! nibbles picks, as bytes of one scale; [`Tables`] hold what a product quantizer's 16 codewords are worth. A block of
+//! 32 codes is laid out so that one byte shuffle looks up a nibble of 16 codes ([`put`]). Sums of lookups are integers,
+//! and what is made of them is multiplied and added in one order, so results are bit-identical on all instruction sets.
 
 use super::Isa;
 
@@ -302,7 +302,8 @@ macro_rules! functions {
             line: Line,
             out: &mut [f32; BLOCK],
         ) -> u32 {
-            // SAFETY: the caller's; the instruction set is this function's own. There are at most 65,536 sub-quantizers.
+            // SAFETY: the caller's; the instruction set is this function's own. There are at most 65,536
+            // sub-quantizers.
             unsafe { <$sums as Sums>::distances(codes, tables, addends, line, out) }
         }
     };

@@ -1,8 +1,8 @@
 //! Packed codes: dot products of one query with codes that each lie for themselves, 1, 2, 4 or 8 bits a coordinate.
 //!
 //! The query is made small integers once ([`Weights`]): bytes beside codes of up to four bits, whose own error is many
-//! times that of a byte; 16 bits beside codes of eight. A dot product then is a sum of products of integers, the same on
-//! all instruction sets, and what is made of it is computed in one place.
+//! times that of a byte; 16 bits beside codes of eight. A dot product then is a sum of products of integers, the same
+//! on all instruction sets, and what is made of it is computed in one place.
 //!
 //! A code is a sequence of 16 bytes. With `f = 8 / bits` fields a byte, number `c` of these has the coordinates from
 //! `16 f c` on: field `j` (from the least significant bits up) of byte `t` is coordinate `16 f c + 16 j + t`. So one
