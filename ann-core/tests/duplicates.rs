@@ -86,7 +86,8 @@ fn ten_thousand_copies_of_one_point() {
         with.verify().unwrap();
         assert_eq!(with.len(), OTHERS + COPIES);
         assert_eq!(with.stats().unwrap().twins, COPIES - 1);
-        assert!(more < build / 5, "{metric}: {more} page accesses more than {build}");
+        // Loading goes by copies of the vectors beside the store.
+        assert!(more < build / 3, "{metric}: {more} page accesses more than {build}");
 
         let (cost, plain) = (search_cost(&with, &queries), search_cost(&without, &queries));
         assert!(cost < plain * 11 / 10, "{metric}: {cost} distances, without copies {plain}");
@@ -216,8 +217,13 @@ fn multiples_of_one_vector_under_cosine() {
     let all = concatenate![Axis(0), others, multiples];
     let (with, without) = (built(Metric::Cosine, all.view()), built(Metric::Cosine, others.view()));
     // Three times as many nodes, most of which are too crowded to be loaded at once: no more than about twice the work
-    // each.
-    let (build, plain) = (with.store().used(), without.store().used());
+    // each, of what those take that are added and not loaded.
+    let mut added = empty(Metric::Cosine);
+    let (few, most) = others.view().split_at(Axis(0), 100);
+    for rows in [few, most] {
+        added.add(rows, None, AddOptions::new().threads(1)).unwrap();
+    }
+    let (build, plain) = (with.store().used(), added.store().used());
     assert!(build < plain * 8, "{build} page accesses, without multiples {plain}");
     let (cost, plain) = (search_cost(&with, &queries), search_cost(&without, &queries));
     assert!(cost < plain * 13 / 10, "{cost} distances, without multiples {plain}");
