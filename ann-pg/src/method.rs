@@ -63,8 +63,10 @@ pub trait Method: Sized + 'static {
     /// Records that a search reads in an index of so many rows, each on a page of its own.
     fn records(rows: f64) -> f64;
 
-    /// Whether a vacuum is to sweep an index of so many vectors and tombstones.
-    fn sweep_is_due(live: usize, dead: usize) -> bool;
+    /// Whether a vacuum is to sweep an index of so many vectors and tombstones. Graphs wait until that is worth it.
+    fn sweep_is_due(live: usize, dead: usize) -> bool {
+        dead > 0 && dead * SHARE >= live + dead
+    }
 
     /// Does what insertions have made due.
     ///
@@ -118,10 +120,6 @@ impl Method for AnnHnsw {
         f64::from(HNSW_EF_SEARCH.get()) * EXPANDED
     }
 
-    fn sweep_is_due(live: usize, dead: usize) -> bool {
-        dead > 0 && dead * SHARE >= live + dead
-    }
-
     unsafe fn tend(index: pg_sys::Relation, handle: &mut Self::Beside) {
         // SAFETY: the caller's.
         unsafe { renew_entries(index, handle) };
@@ -162,10 +160,6 @@ impl Method for AnnDiskAnn {
 
     fn records(_rows: f64) -> f64 {
         f64::from(DISKANN_LIST_SIZE.get()) * EXPANDED
-    }
-
-    fn sweep_is_due(live: usize, dead: usize) -> bool {
-        dead > 0 && dead * SHARE >= live + dead
     }
 
     unsafe fn tend(index: pg_sys::Relation, handle: &mut Self::Beside) {
