@@ -26,7 +26,8 @@ pub struct Hit {
 pub struct Search<'a> {
     /// How many hits to return, at least 1. Fewer are returned if the index or the filter has fewer.
     pub k: usize,
-    /// Size of the candidate pool in graph searches: more is slower and finds more. At least `k` is used.
+    /// Size of the candidate pool in graph searches: more is slower and finds more. At least `k` is used. Without it,
+    /// what [`crate::Graph::tune`] has found, or the larger of 64 and `2 k`.
     pub ef: Option<usize>,
     /// Candidates of a [`crate::DiskAnn`] search that are fetched before the first of them is read: more hides more of
     /// the time that fetching takes, and spends more of it on candidates that better ones would have replaced. Without

@@ -40,6 +40,7 @@ mod rows;
 mod seed;
 mod shared;
 mod threads;
+mod tune;
 
 pub use diskann::{DiskAnn, DiskAnnBuilder, Placement, Vamana};
 pub use element::{DType, Element, MAX_DIM};
@@ -47,7 +48,7 @@ pub use error::{Error, Result};
 pub use flat::{Flat, FlatBuilder};
 #[doc(hidden)]
 pub use graph::plain;
-pub use graph::{Graph, Insertion, Sweep, Topology};
+pub use graph::{Graph, Insertion, Sweep, Topology, TunedEf};
 pub use hnsw::{Hierarchy, Hnsw, HnswBuilder};
 pub use index::{
     AddOptions, Cost, Cursor, DEFAULT_EF, Exact, Filter, Hit, Index, Layout, MAX_BEAM, MAX_EF,

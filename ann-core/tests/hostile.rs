@@ -297,6 +297,7 @@ fn try_graph<S: PageStore, K: Topology>(
     if let Some(step) = writes {
         change(&mut index, step)?;
         survive(index.sweep(1))?;
+        survive(index.tune(queries.view(), 3, 0.9, 1))?;
         read(&index, queries)?;
     }
     Ok(())

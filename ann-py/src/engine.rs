@@ -11,7 +11,7 @@ use ndarray::{Array1, Array2, s};
 use numpy::{IntoPyArray, PyReadonlyArray1, ToPyArray};
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{IntoPyDict, PyDict, PyTuple};
 
 use crate::cursor::{Cursor, Found};
 use crate::failure::{Answer, Failure};
@@ -20,7 +20,7 @@ use crate::input::{self, Vectors, whole};
 use crate::insert::{Rows, insert, take_steps};
 use crate::search::{at_row, each};
 use crate::shared::{Held, Shared};
-use crate::{any, lists_of, typed};
+use crate::{any, graph_of, lists_of, typed};
 
 /// An index and what never changes about it.
 #[pyclass(frozen, module = "ann._ann")]
@@ -243,14 +243,11 @@ impl Engine {
             threads => threads,
         };
         py.detach(|| {
-            let needs = match self.shared.read().index()? {
-                Held::Hnsw(index) => index.needs(rows, threads),
-                Held::HnswFile(index) => index.needs(rows, threads),
-                Held::DiskAnn(index) => index.needs(rows, threads),
-                Held::DiskAnnFile(index) => index.needs(rows, threads),
-                _ => return Err(Failure::Closed),
-            };
-            Ok((needs.pages, needs.memory))
+            let reading = self.shared.read();
+            graph_of!(reading.index()?, index => {
+                let needs = index.needs(rows, threads);
+                Ok((needs.pages, needs.memory))
+            }, else other_kind())
         })
     }
 
@@ -369,7 +366,7 @@ impl Engine {
         let vectors = self.vectors(x)?;
         let _turn = self.shared.take_turn(py)?;
         typed!(vectors, rows => take_steps(py, &self.shared, |held| {
-            lists_of!(held, index => Ok(IvfPqSteps::train(index, rows, threads)?), else no_lists())
+            lists_of!(held, index => Ok(IvfPqSteps::train(index, rows, threads)?), else other_kind())
         }))
     }
 
@@ -388,14 +385,40 @@ impl Engine {
         let _turn = self.shared.take_turn(py)?;
         typed!(queries, rows => py.detach(|| {
             let find = |held: &Held| {
-                lists_of!(held, index => Ok(index.find_effort(rows, k, recall, threads)?), else no_lists())
+                lists_of!(held, index => Ok(index.find_effort(rows, k, recall, threads)?), else other_kind())
             };
             // However long that takes, no write waits for it: nobody else has the turn.
             let tuned = find(self.shared.read().index()?)?;
             self.shared.write(|held| {
-                lists_of!(held, index => Ok(index.keep_effort(tuned)?), else no_lists())
+                lists_of!(held, index => Ok(index.keep_effort(tuned)?), else other_kind())
             })?;
             Ok((tuned.probes, tuned.rerank, tuned.recall))
+        }))
+    }
+
+    /// The size of a search's pool, and recall, chosen for a recall; only of a graph.
+    fn tune_ef(
+        &self,
+        py: Python<'_>,
+        q: &Bound<'_, PyAny>,
+        k: &Bound<'_, PyAny>,
+        recall: f64,
+        threads: &Bound<'_, PyAny>,
+    ) -> Answer<(usize, f64)> {
+        self.check_writable()?;
+        let (k, threads) = (whole("k", k, 1..=u64::MAX)?, input::threads(threads)?);
+        let queries = self.vectors(q)?;
+        let _turn = self.shared.take_turn(py)?;
+        typed!(queries, rows => py.detach(|| {
+            let find = |held: &Held| {
+                graph_of!(held, index => Ok(index.find_ef(rows, k, recall, threads)?), else other_kind())
+            };
+            // As for lists.
+            let tuned = find(self.shared.read().index()?)?;
+            self.shared.write(|held| {
+                graph_of!(held, index => Ok(index.keep_ef(tuned)?), else other_kind())
+            })?;
+            Ok((tuned.ef, tuned.recall))
         }))
     }
 
@@ -406,7 +429,7 @@ impl Engine {
         take_steps(
             py,
             &self.shared,
-            |held| lists_of!(held, index => Ok(IvfPqSteps::compact(index)?), else no_lists()),
+            |held| lists_of!(held, index => Ok(IvfPqSteps::compact(index)?), else other_kind()),
         )
     }
 
@@ -418,7 +441,7 @@ impl Engine {
         take_steps(
             py,
             &self.shared,
-            |held| lists_of!(held, index => Ok(IvfPqSteps::rebalance(index, threads)?), else no_lists()),
+            |held| lists_of!(held, index => Ok(IvfPqSteps::rebalance(index, threads)?), else other_kind()),
         )
     }
 
@@ -429,7 +452,7 @@ impl Engine {
             lists_of!(reading.index()?, index => {
                 let (probes, rerank) = index.defaults();
                 Ok((index.lists()?, probes, rerank))
-            }, else no_lists())
+            }, else other_kind())
         })
     }
 
@@ -578,6 +601,7 @@ impl Engine {
         dict.set_item("bytes", stats.bytes)?;
         dict.set_item("bytes_by_part", parts)?;
         dict.set_item("key_map_bytes", stats.key_map_bytes)?;
+        dict.set_item("tuned", stats.tuned.into_py_dict(py)?)?;
         dict.set_item("instruction_set", stats.instruction_set)?;
         Ok(dict)
     }
@@ -643,7 +667,7 @@ fn not_contiguous() -> Failure {
     Error::Parameter { name: "q", value, allowed }.into()
 }
 
-fn no_lists() -> Failure {
+fn other_kind() -> Failure {
     unknown_kind().into()
 }
 

@@ -72,6 +72,20 @@ macro_rules! lists_of {
     };
 }
 
+/// Evaluates `$body` with `$index` as the graph inside a [`Held`]; `$else` is the failure if it is another.
+#[macro_export]
+macro_rules! graph_of {
+    ($held:expr, $index:ident => $body:expr, else $else:expr) => {
+        match $held {
+            $crate::shared::Held::Hnsw($index) => $body,
+            $crate::shared::Held::HnswFile($index) => $body,
+            $crate::shared::Held::DiskAnn($index) => $body,
+            $crate::shared::Held::DiskAnnFile($index) => $body,
+            _ => Err($else),
+        }
+    };
+}
+
 impl Held {
     /// An index in memory, if this package knows its kind.
     pub fn in_memory(index: AnyIndex<MemStore>) -> Option<Held> {

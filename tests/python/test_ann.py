@@ -545,6 +545,41 @@ def test_stats(kind: type[ann.Index]) -> None:
         assert (stats["kind"], stats["links"], stats["levels"]) == ("flat", 0, 0)
 
 
+@pytest.mark.parametrize("kind", [ann.HNSW, ann.DiskANN])
+def test_tuning_is_kept(kind: type[ann.HNSW | ann.DiskANN], tmp_path: Path) -> None:
+    data = load("glove-small-100-angular")
+    index = kind(100, metric="cosine")
+    with pytest.raises(ann.InputError, match="len = 0"):
+        index.tune(data.test)
+    index.add(data.train)
+    assert index.stats()["tuned"] == {}
+    tuned = index.tune(data.test, recall=0.98)
+    assert 0.98 <= tuned.recall <= 1
+    assert tuned.ef >= 10
+    name = "ef" if kind is ann.HNSW else "list_size"
+    assert index.stats()["tuned"] == {"k": 10, name: tuned.ef}
+    found, _ = index.search(data.test)
+    np.testing.assert_array_equal(found, index.search(data.test, ef=tuned.ef)[0])
+    assert (found == index.search(data.test, ef=10)[0]).mean() < 1
+    index.save(tmp_path / "index")
+    opened = ann.open(tmp_path / "index")
+    assert isinstance(opened, kind)
+    np.testing.assert_array_equal(opened.search(data.test)[0], found)
+    with pytest.raises(ann.ReadOnlyError):
+        opened.tune(data.test)
+    with pytest.raises(ann.DimensionError):
+        index.tune(np.ones((5, 3)))
+    with pytest.raises(ann.InputError, match="queries = 0 rows"):
+        index.tune(np.ones((0, 100)))
+    for wrong in (0.0, 1.1, float("nan")):
+        with pytest.raises(ann.InputError, match="recall"):
+            index.tune(data.test, recall=wrong)
+    codes = ann.DiskANN(100, vectors=None)
+    codes.add(data.train)
+    with pytest.raises(ann.InputError, match="codes of its vectors"):
+        codes.tune(data.test)
+
+
 def test_memory_limit() -> None:
     rng = np.random.default_rng(5)
     x = rng.normal(size=(4000, 24)).astype("f4")

@@ -74,6 +74,9 @@ def test_tuning_is_kept(tmp_path: Path) -> None:
     tuned = index.tune(data.test, recall=0.95)
     assert tuned.recall >= 0.95
     assert index.defaults == (tuned.probes, tuned.rerank)
+    assert index.stats()["tuned"] == {"probes": tuned.probes, "rerank": tuned.rerank}
+    with pytest.raises(ann.InputError, match="len = 0"):
+        ann.IVFPQ(100).tune(data.test)
     found, _ = index.search(data.test)
     again, _ = index.search(data.test, probes=tuned.probes, rerank=tuned.rerank)
     np.testing.assert_array_equal(found, again)

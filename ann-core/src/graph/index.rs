@@ -243,6 +243,12 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
     }
 
+    /// The options of a search for so many, checked, with the index's own `ef` if they have none.
+    fn checked<'a>(&self, options: &Search<'a>) -> Result<Search<'a>> {
+        self.check(options)?;
+        Ok(options.ef(options.ef.unwrap_or_else(|| self.default_ef(options.k))))
+    }
+
     /// The nearest of a list of slots, each on its own account (twins are slots like others here).
     fn scan(&self, scratch: &Scratch, ids: &[u32], k: usize, radius: f32) -> Result<Vec<Hit>> {
         let found = nearest(&self.rows, &scratch.probe, ids.iter().copied(), k, radius)?;
@@ -347,7 +353,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         query: &[T],
         options: &Search<'_>,
     ) -> Result<(Vec<Hit>, Cost)> {
-        self.check(options)?;
+        let options = &self.checked(options)?;
         let plan = self.rows.plan(options.filter, options.pool_size())?;
         self.search_planned(query, 0, options, &plan)
     }
@@ -358,7 +364,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         options: &Search<'_>,
         threads: usize,
     ) -> Result<Vec<Vec<Hit>>> {
-        self.check(options)?;
+        let options = &self.checked(options)?;
         let plan = self.rows.plan(options.filter, options.pool_size())?;
         if threads == 1 {
             self.rows.space.check_shape::<T>(queries.ncols())?;

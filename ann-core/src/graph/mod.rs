@@ -25,6 +25,7 @@ pub(crate) mod search;
 mod shared;
 mod together;
 pub(crate) mod tree;
+mod tune;
 mod verify;
 pub(crate) mod visited;
 
@@ -33,3 +34,4 @@ pub use index::{Graph, Topology};
 pub(crate) use index::{Shape, Shaped};
 pub use insert::Insertion;
 pub use repair::Sweep;
+pub use tune::TunedEf;

@@ -1,20 +1,18 @@
 //! Finding how many lists to read and how many candidates to measure for a recall.
 
-use ndarray::{ArrayView2, s};
+use ndarray::ArrayView2;
 
 use crate::element::Element;
-use crate::error::{Error, Result};
-use crate::index::{Index, Search};
+use crate::error::Result;
+use crate::index::{Cost, Index, Search};
 use crate::page::PageStore;
-use crate::rows::{Change, Plan, check_rows, slice};
+use crate::rows::Change;
 use crate::threads;
-use rayon::prelude::*;
+use crate::tune::Sample;
 
 use super::IvfPq;
 use super::search::default_rerank;
 
-/// Queries that are tried, at most.
-const QUERIES: usize = 256;
 /// What scoring a sub-quantizer of a block costs, and reading a vector and each of its dimensions, in nanoseconds. Only
 /// their ratios matter, and a fixed price makes the choice the same every time.
 const SUB: f64 = 0.7;
@@ -41,8 +39,8 @@ impl<S: PageStore> IvfPq<S> {
     /// [`IvfPq::find_effort`] and [`IvfPq::keep_effort`] in one.
     ///
     /// # Errors
-    /// [`Error::Parameter`] without queries, for `k` = 0, or a recall outside (0, 1]; those of searches and of the
-    /// store.
+    /// [`Error::Parameter`](crate::Error::Parameter) without queries, for an empty index, `k` = 0, or a recall outside
+    /// (0, 1]; those of searches and of the store.
     pub fn tune<T: Element>(
         &mut self,
         queries: ArrayView2<'_, T>,
@@ -66,21 +64,13 @@ impl<S: PageStore> IvfPq<S> {
         recall: f64,
         threads: usize,
     ) -> Result<Tuned> {
-        Search::new(k).check()?;
-        if !(recall > 0.0 && recall <= 1.0) {
-            return Err(Error::parameter("recall", recall, "above 0, at most 1"));
-        }
-        if queries.nrows() == 0 {
-            return Err(Error::parameter("queries", "0 rows", "at least 1"));
-        }
-        let pool = threads::pool(threads)?;
-        pool.install(|| check_rows(&self.rows.space, &queries))?;
-        let step = queries.nrows().div_ceil(QUERIES);
-        let queries = queries.slice(s![..;step, ..]);
-        match self.lists()? {
-            0 => Ok(Tuned { probes: 1, rerank: default_rerank(k), recall: 1.0 }),
-            lists => pool.install(|| self.cheapest(queries, k, recall, lists)),
-        }
+        threads::pool(threads)?.install(|| {
+            let sample = Sample::new(&self.rows, queries, k, recall)?;
+            match self.lists()? {
+                0 => Ok(Tuned { probes: 1, rerank: default_rerank(k), recall: 1.0 }),
+                lists => self.cheapest(&sample, k, recall, lists),
+            }
+        })
     }
 
     /// Has searches do what was found, unless they are told otherwise.
@@ -98,29 +88,23 @@ impl<S: PageStore> IvfPq<S> {
 
     fn cheapest<T: Element>(
         &self,
-        queries: ArrayView2<'_, T>,
+        sample: &Sample<'_, T>,
         k: usize,
         recall: f64,
         lists: usize,
     ) -> Result<Tuned> {
-        let truth: Vec<f32> = (0..queries.nrows())
-            .into_par_iter()
-            .map(|row| {
-                let scratch = &mut *self.scratch();
-                let query = slice(queries.row(row));
-                self.rows.space.query(&query, row, &mut scratch.row, &mut scratch.probe)?;
-                let plan = Plan { matcher: crate::rows::Matcher::All, exact: None };
-                let (hits, _) = self.exact(scratch, &plan, k, f32::INFINITY)?;
-                Ok(hits.last().map_or(f32::INFINITY, |hit| hit.distance))
-            })
-            .collect::<Result<_>>()?;
+        let try_out = |probes, rerank| {
+            let options = Search::new(k).probes(probes).rerank(rerank);
+            let trial = sample.try_out(|query| self.search_counted(query, &options))?;
+            Ok((trial.recall, self.price(trial.cost)))
+        };
         let mut best: Option<(f64, Tuned)> = None;
         let mut nearest: Option<(f64, Tuned)> = None;
         let reranks = (0..7).map(|step| k.saturating_mul(1 << step).max(k + 6 * step * step));
         for rerank in reranks.take_while(|&rerank| rerank <= self.rows.len().max(2 * k)) {
             // The fewest lists that do, by halving.
             let (mut from, mut to) = (1, lists);
-            let (mut got, mut cost) = self.try_out(queries, &truth, k, to, rerank)?;
+            let (mut got, mut cost) = try_out(to, rerank)?;
             let all = Tuned { probes: to, rerank, recall: got };
             if nearest.is_none_or(|(of, _)| got > of) {
                 nearest = Some((got, all));
@@ -131,7 +115,7 @@ impl<S: PageStore> IvfPq<S> {
             while from < to {
                 // Few lists are enough more often than many.
                 let middle = (from + (to - from) / 4).min(to - 1);
-                let (of, price) = self.try_out(queries, &truth, k, middle, rerank)?;
+                let (of, price) = try_out(middle, rerank)?;
                 if of >= recall {
                     (to, got, cost) = (middle, of, price);
                 } else {
@@ -146,29 +130,10 @@ impl<S: PageStore> IvfPq<S> {
         Ok(found.unwrap_or(Tuned { probes: lists, rerank: default_rerank(k), recall: 0.0 }))
     }
 
-    /// The recall of the queries, and what they cost.
-    fn try_out<T: Element>(
-        &self,
-        queries: ArrayView2<'_, T>,
-        truth: &[f32],
-        k: usize,
-        probes: usize,
-        rerank: usize,
-    ) -> Result<(f64, f64)> {
-        let options = Search::new(k).probes(probes).rerank(rerank);
-        let sums: Vec<(usize, u64, u64)> = (0..queries.nrows())
-            .into_par_iter()
-            .map(|row| {
-                let (hits, cost) = self.search_counted(&slice(queries.row(row)), &options)?;
-                let near = hits.iter().filter(|hit| hit.distance <= truth[row]).count();
-                Ok((near, cost.hops, cost.distances))
-            })
-            .collect::<Result<_>>()?;
-        let wanted = k.min(self.rows.len()).max(1) * sums.len();
-        let found: usize = sums.iter().map(|sum| sum.0.min(k)).sum();
+    /// What searches cost.
+    fn price(&self, cost: Cost) -> f64 {
         let block = SUB * self.block.subs as f64 + 10.0;
         let vector = VECTOR + DIMENSION * self.rows.space.dim as f64;
-        let price = sums.iter().map(|sum| sum.1 as f64 * block + sum.2 as f64 * vector).sum();
-        Ok((found as f64 / wanted as f64, price))
+        cost.hops as f64 * block + cost.distances as f64 * vector
     }
 }

@@ -191,7 +191,8 @@ pub(crate) struct Meta {
     pub sweeps: U32,
     /// IVF-PQ: the most that a code misses of its vector, the bits of a float.
     pub error: U32,
-    /// IVF-PQ: lists that a search reads, and candidates that it measures; 0 for what suits the index.
+    /// As tuned, 0 without: IVF-PQ: lists that a search reads, and candidates that it measures. Graphs: the `k` that
+    /// the size of a search's pool is for, and that size.
     pub probes: U32,
     pub rerank: U32,
     /// IVF-PQ: rows that there were at the last training.

@@ -47,6 +47,9 @@ pub struct Stats {
     pub bytes_by_part: [u64; 5],
     /// Bytes of the map from keys to slots; 0 until something needs it.
     pub key_map_bytes: usize,
+    /// What was tuned, by the names of the options that it stands in for; of a graph also the `k` that it was tuned
+    /// for. Nothing without tuning.
+    pub tuned: Vec<(&'static str, usize)>,
     /// The instruction set that distances are computed with, by name.
     pub instruction_set: String,
 }
@@ -156,8 +159,19 @@ impl<S: PageStore> Rows<S> {
                 ],
             },
             key_map_bytes: self.key_bytes(),
+            tuned: self.tuned(),
             instruction_set: format!("{:?}", self.space.isa()).to_lowercase(),
         })
+    }
+
+    fn tuned(&self) -> Vec<(&'static str, usize)> {
+        let names = match self.meta.kind() {
+            Kind::IvfPq => ["probes", "rerank"],
+            Kind::DiskAnn => ["k", "list_size"],
+            _ => ["k", "ef"],
+        };
+        let values = [self.meta.probes.get(), self.meta.rerank.get()].map(|value| value as usize);
+        names.into_iter().zip(values).filter(|&(_, value)| value > 0).collect()
     }
 
     /// Checks states, counters, keys, chains and the free list.

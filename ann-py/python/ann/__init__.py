@@ -25,6 +25,7 @@ from ann._index import (
     Placement,
     Stats,
     Tuned,
+    TunedEf,
     Vectors,
     open,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "ReadOnlyError",
     "Stats",
     "Tuned",
+    "TunedEf",
     "UnknownIdError",
     "Vectors",
     "__version__",

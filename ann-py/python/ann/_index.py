@@ -63,6 +63,7 @@ class Stats(TypedDict):
     bytes: int
     bytes_by_part: dict[str, int]
     key_map_bytes: int
+    tuned: dict[str, int]
     instruction_set: str
 
 
@@ -199,7 +200,8 @@ class Index:
             q: `(n, dim)` queries, or one of shape `(dim,)`.
             k: how many to find, at least 1.
             ef: candidates that a graph search keeps, from 1 to 1,000,000: more finds more and takes
-                longer. The default is the larger of 64 and 2 k. A flat index does not use it.
+                longer. None for what `tune` has found, else the larger of 64 and 2 k. A flat index
+                does not use it.
             filter: which vectors may be found: a mask of bools (`mask[id]`; ids beyond it may not),
                 a list or set of ids, or a function from id to bool. A function is called on the
                 calling thread and may search, but not change, an index; what it raises ends the
@@ -314,7 +316,8 @@ class Index:
         `"fused lists"` (links and their codes do), `"compact"` (a code for each vector, links and
         vectors elsewhere), `"lists"` (codes do, list by list) or `"apart"`; `bytes` in pages of
         `page_size`, and `bytes_by_part`; `key_map_bytes` beside the pages, once ids were looked up;
-        the `instruction_set` in use.
+        what was `tuned`, by the names of options, of a graph with the k that it was tuned for; the
+        `instruction_set` in use.
         """
         return self._engine.stats()
 
@@ -385,7 +388,44 @@ class Index:
     _parameters: tuple[str, ...] = ()
 
 
-class HNSW(Index):
+class TunedEf(NamedTuple):
+    """What `HNSW.tune` and `DiskANN.tune` have found."""
+
+    ef: int
+    """The size of a search's pool; of a `DiskANN`, its `list_size`."""
+    recall: float
+    """What the queries have got with it."""
+
+
+class _Graph(Index):
+    """What `HNSW` and `DiskANN` have in common."""
+
+    __slots__ = ()
+
+    def tune(
+        self,
+        queries: npt.ArrayLike,
+        k: SupportsIndex = 10,
+        *,
+        recall: float = 0.95,
+        threads: SupportsIndex = 0,
+    ) -> TunedEf:
+        """Finds the smallest `ef` that reaches a recall, and keeps it.
+
+        Up to 256 of the queries are searched for exactly and with ever larger pools, to within a
+        thirty-second. Searches for up to k that are not told otherwise use what was found; it is
+        saved with the index. If nothing reaches the recall before it costs as much as measuring all
+        vectors, what comes nearest is kept.
+
+        Raises:
+            InputError: no queries, an index without vectors, or one that keeps only their codes; a
+                recall that is not above 0 and at most 1.
+        """
+        sample = _input.vectors(queries, self.dtype)
+        return TunedEf(*self._engine.tune_ef(sample, k, float(recall), threads))
+
+
+class HNSW(_Graph):
     """An approximate index: a hierarchy of proximity graphs (HNSW, arXiv 1603.09320).
 
     Args:
@@ -466,7 +506,7 @@ class Needs(NamedTuple):
     """Beside these and the vectors that are given, about, until they are in."""
 
 
-class DiskANN(Index):
+class DiskANN(_Graph):
     """An approximate index: one graph whose links carry codes of the vectors they lead to.
 
     A search reads one record for each vector it comes to, and knows from the codes which of the
@@ -587,7 +627,8 @@ class DiskANN(Index):
 
         Args:
             q, k, filter, threads: as there.
-            list_size: candidates that the search keeps; `ef` is another name for it.
+            list_size: candidates that the search keeps; `ef` is another name for it. None for what
+                `tune` has found, else the larger of 64 and 2 k.
             beam: candidates that are fetched before the first of them is read, from 1 to 64; None
                 for what suits the size of the index's records.
 
@@ -723,7 +764,8 @@ class IVFPQ(Index):
         not told otherwise use what was found; it is saved with the index.
 
         Raises:
-            InputError: no queries, or a recall that is not above 0 and at most 1.
+            InputError: no queries, an index without vectors, or a recall that is not above 0 and at
+                most 1.
         """
         sample = _input.vectors(queries, self.dtype)
         return Tuned(*self._engine.tune(sample, k, float(recall), threads))
