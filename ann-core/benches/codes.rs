@@ -1,10 +1,11 @@
-//! Time to rotate a vector, to encode it, to make a query's tables, and to score a block of 32 codes in cache, of
-//! RaBitQ and of a product quantizer, by every instruction set.
+//! Time to rotate a vector, to encode it, to make a query's tables, and to score in cache a block of 32 codes, of RaBitQ
+//! and of a product quantizer, and 16 packed codes, by every instruction set.
 
 use std::hint::black_box;
 
 use ann_core::code::{Rotation, rabitq};
 use ann_core::kernel::fastscan::{Block, FastScan, Lut, Tables, nibble_bytes, plane_bytes};
+use ann_core::kernel::packed::{Packed, Weights, code_bytes};
 use ann_core::kernel::{Isa, Op};
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -84,5 +85,29 @@ fn product_codes(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, codes, product_codes);
+/// Codes that are scored in one call: about what a hop meets.
+const ROWS: usize = 16;
+
+fn packed_codes(c: &mut Criterion) {
+    for dim in DIMS {
+        let mut group = c.benchmark_group(format!("packed codes {dim}"));
+        let query: Vec<f32> = (0..dim).map(|i| (i as f32).sin()).collect();
+        for bits in BITS {
+            let mut weights = Weights::default();
+            weights.fill(&query, bits);
+            let stride = code_bytes(dim, bits) + 16;
+            let bytes: Vec<u8> = (0..ROWS * stride).map(|i| ((i * 7919) >> 3) as u8).collect();
+            let offsets: Vec<u64> = (0..ROWS).map(|row| (row * stride + 16) as u64).collect();
+            let mut out = [0.0; ROWS];
+            for isa in ISAS {
+                let Some(packed) = Packed::with_isa(bits, isa) else { continue };
+                group.bench_function(format!("{isa:?} {bits}"), |b| {
+                    b.iter(|| packed.rows(&weights, black_box(&bytes), &offsets, &mut out));
+                });
+            }
+        }
+    }
+}
+
+criterion_group!(benches, codes, product_codes, packed_codes);
 criterion_main!(benches);

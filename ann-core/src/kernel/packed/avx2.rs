@@ -73,7 +73,8 @@ unsafe fn narrow<const BITS: i32, const VECTORS: usize>(weights: &Weights, code:
 unsafe fn bytes(weights: &Weights, code: &[u8]) -> i32 {
     debug_assert!(weights.bytes().len() >= 2 * code.len());
     let weights = weights.bytes().as_ptr();
-    let mut totals = [_mm256_setzero_si256(); 2];
+    // Two sums by turns: an addition waits for the one before the last.
+    let (mut next, mut last) = (_mm256_setzero_si256(), _mm256_setzero_si256());
     for (at, chunk) in code.as_chunks::<CHUNK>().0.iter().enumerate() {
         // SAFETY: 16 bytes are as large as the vector; weights are two bytes for each of the code.
         let (levels, of_query) = unsafe {
@@ -82,10 +83,9 @@ unsafe fn bytes(weights: &Weights, code: &[u8]) -> i32 {
                 _mm256_load_si256(weights.add(2 * CHUNK * at).cast()),
             )
         };
-        let total = &mut totals[at % 2];
-        *total = _mm256_add_epi32(*total, _mm256_madd_epi16(levels, of_query));
+        (next, last) = (last, _mm256_add_epi32(next, _mm256_madd_epi16(levels, of_query)));
     }
-    sum(_mm256_add_epi32(totals[0], totals[1]))
+    sum(_mm256_add_epi32(next, last))
 }
 
 /// The sum of a vector's eight integers.

@@ -15,6 +15,10 @@ mod weights;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(test)]
 mod tests;
 
@@ -71,28 +75,30 @@ fn check(bits: u8) {
     assert!(matches!(bits, 1 | 2 | 4 | 8), "packed codes of {bits} bits");
 }
 
-/// The sum of products of levels and weights, for a code of as many chunks as the weights are.
+/// The sum of products of levels and weights; of four codes at a time, where that is faster.
 ///
-/// Safety of the call: the machine has the instruction set; `code` is as long as the weights' code.
+/// Safety of the calls: the machine has the instruction set; codes are as long as the weights' code.
 type Dot = unsafe fn(&Weights, &[u8]) -> i32;
+type Four = unsafe fn(&Weights, [&[u8]; 4]) -> [i32; 4];
 
 /// Dot products with packed codes, by one instruction set.
 #[derive(Clone, Copy)]
 pub struct Packed {
     dot: Dot,
+    four: Option<Four>,
     bits: u8,
     isa: Isa,
 }
 
 impl Packed {
-    /// By the widest vectors that there are functions for. The scalar ones are plain loops, of which the compiler makes
-    /// vectors where every machine of a kind has them.
+    /// By the widest vectors that this machine has.
     ///
     /// # Panics
     /// If `bits` is not 1, 2, 4 or 8.
     pub fn new(bits: u8) -> Packed {
-        let scalar = || Packed { dot: scalar::dot(bits), bits, isa: Isa::Scalar };
-        Packed::with_isa(bits, Isa::Avx2).unwrap_or_else(scalar)
+        let scalar = || Packed { dot: scalar::dot(bits), four: None, bits, isa: Isa::Scalar };
+        let all = [Isa::Avx512, Isa::Avx2, Isa::Neon];
+        all.into_iter().find_map(|isa| Packed::with_isa(bits, isa)).unwrap_or_else(scalar)
     }
 
     /// By a given instruction set; `None` if this machine does not have it or it has no functions of its own.
@@ -101,13 +107,19 @@ impl Packed {
     /// If `bits` is not 1, 2, 4 or 8.
     pub fn with_isa(bits: u8, isa: Isa) -> Option<Packed> {
         check(bits);
-        let dot = match isa {
-            Isa::Scalar => scalar::dot(bits),
+        let (dot, four) = match isa {
+            Isa::Scalar => (scalar::dot(bits), None),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 if super::avx2::available() => avx2::dot(bits),
+            Isa::Avx2 if super::avx2::available() => (avx2::dot(bits), None),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if super::avx512::available() => {
+                (avx512::dot(bits), Some(avx512::four(bits)))
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => (neon::dot(bits), None),
             _ => return None,
         };
-        Some(Packed { dot, bits, isa })
+        Some(Packed { dot, four, bits, isa })
     }
 
     /// Bits a coordinate.
@@ -128,9 +140,19 @@ impl Packed {
         if !within(base, bytes, offsets) {
             return false;
         }
-        for (&offset, out) in offsets.iter().zip(out) {
+        let code = |offset: u64| &base[offset as usize..][..bytes];
+        let (mut done, (fours, _)) = (0, offsets.as_chunks::<4>());
+        if let Some(four) = self.four {
+            for (&offsets, out) in fours.iter().zip(out.as_chunks_mut::<4>().0) {
+                // SAFETY: `with_isa` checked the instruction set; the slices have the code's length.
+                let sums = unsafe { four(weights, offsets.map(code)) };
+                *out = sums.map(|sum| weights.product(sum));
+            }
+            done = 4 * fours.len();
+        }
+        for (&offset, out) in offsets[done..].iter().zip(&mut out[done..]) {
             // SAFETY: `with_isa` checked the instruction set; the slice has the code's length.
-            let sum = unsafe { (self.dot)(weights, &base[offset as usize..][..bytes]) };
+            let sum = unsafe { (self.dot)(weights, code(offset)) };
             *out = weights.product(sum);
         }
         true

@@ -28,11 +28,14 @@ fn weights(query: &[f32], bits: u8) -> Weights {
     weights
 }
 
+fn all(bits: u8) -> Vec<Packed> {
+    let all = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon];
+    all.into_iter().filter_map(|isa| Packed::with_isa(bits, isa)).collect()
+}
+
 /// The result of each instruction set, of which all have to be the first one's.
 fn products(weights: &Weights, code: &[u8]) -> f32 {
-    let bits = weights.bits();
-    let all = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon];
-    let all: Vec<Packed> = all.into_iter().filter_map(|isa| Packed::with_isa(bits, isa)).collect();
+    let all = all(weights.bits());
     let right = all[0].one(weights, code);
     for packed in &all {
         assert_eq!(packed.one(weights, code).to_bits(), right.to_bits(), "{packed:?}");
@@ -49,6 +52,25 @@ proptest! {
         let mut back = vec![0xaa; dim];
         unpack(&packed(&levels, BITS[which]), BITS[which], &mut back);
         prop_assert_eq!(back, levels);
+    }
+
+    /// However many codes there are in a call, each has the product that it has alone, on all instruction sets.
+    #[test]
+    fn many_at_a_time(dim in 1usize..=700, which in 0usize..4, count in 1usize..14, start in 0usize..32, seed: u64) {
+        let bits = BITS[which];
+        let weights = weights(&floats(seed, dim, 1.0), bits);
+        let codes = (0..count as u64).map(|row| packed(&levels(mix(seed ^ row), dim, bits), bits));
+        let bytes = [vec![0x55; start], codes.flatten().collect()].concat();
+        let size = code_bytes(dim, bits);
+        let offsets: Vec<u64> = (0..count).rev().map(|row| (start + row * size) as u64).collect();
+        for packed in all(bits) {
+            let mut out = vec![0.0; count];
+            prop_assert!(packed.rows(&weights, &bytes, &offsets, &mut out));
+            for (&offset, got) in offsets.iter().zip(out) {
+                let right = products(&weights, &bytes[offset as usize..][..size]);
+                prop_assert_eq!(got.to_bits(), right.to_bits(), "{:?}", packed);
+            }
+        }
     }
 
     /// Products are near those of the floats, and the same on all instruction sets, at any alignment of the codes.
