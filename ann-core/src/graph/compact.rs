@@ -14,13 +14,13 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::index::{Exact, Hit};
 use crate::page::PageStore;
-use crate::rows::{CODES, Change, LINKS, Rows, State, UPPER, Workshop};
+use crate::rows::{Batch, CODES, Change, LINKS, Rows, State, UPPER, Workshop};
 
 use super::fused::BLOCK;
 use super::index::{Graph, Topology};
 use super::links::{self, target};
 use super::load::LOAD_ROWS;
-use super::search::{Met, Scratch};
+use super::search::{Met, Scratch, Step};
 
 /// Rows, at most, that a centre is the mean of.
 const CENTRE_ROWS: usize = 4096;
@@ -210,20 +210,51 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         scratch: &mut Scratch,
         admit: &mut impl FnMut(u32) -> Result<bool>,
     ) -> Result<()> {
+        scratch.set_out(1, &mut |node, part| {
+            if part == 0 {
+                self.rows.prefetch(LINKS, node);
+            }
+        });
+        let mut has_met = false;
+        while !scratch.is_done() {
+            self.half_a_hop(scratch, &mut has_met, admit)?;
+        }
+        Ok(())
+    }
+
+    /// Half a hop of a search, so that others can have their turn: what a node leads to, whose codes are asked for; or,
+    /// if it `has_met` that, what these codes say.
+    pub(super) fn half_a_hop(
+        &self,
+        scratch: &mut Scratch,
+        has_met: &mut bool,
+        admit: &mut impl FnMut(u32) -> Result<bool>,
+    ) -> Result<()> {
         let rows = &self.rows;
-        scratch.best_first(
-            1,
-            |_, _| (),
-            |step, Met { visited, .. }, batch, (probe, _)| {
-                if let Some(next) = step.next {
-                    rows.prefetch(LINKS, next);
+        let in_memory = rows.store.contiguous().is_some();
+        *has_met = !*has_met;
+        if *has_met {
+            return scratch.meet(|node, visited, batch| {
+                links::meet(rows, (LINKS, node), visited, batch)?;
+                if in_memory {
+                    batch.ids.iter().for_each(|&id| rows.prefetch(CODES, id));
                 }
-                links::meet(rows, (LINKS, step.node), visited, batch)?;
-                batch.estimate(rows, probe)?;
-                Ok(None)
-            },
-            admit,
-        )
+                Ok(())
+            });
+        }
+        // A page takes so long to come that it is asked for once its turn is likely; cache lines, when it is there.
+        let expand = &mut |step: Step, _: Met<'_>, batch: &mut Batch, (probe, _): (&_, &_)| {
+            if let (Some(next), false) = (step.next, in_memory) {
+                rows.prefetch(LINKS, next);
+            }
+            batch.estimate(rows, probe).map(|()| None)
+        };
+        if let (Some(next), true) =
+            (scratch.hop(1, None, &mut |_, _| (), expand, admit)?, in_memory)
+        {
+            rows.prefetch(LINKS, next);
+        }
+        Ok(())
     }
 
     /// Puts what the pool has, by its distances, into the scratch's second one, but for what could not stay there.

@@ -112,6 +112,17 @@ impl Scratch {
         self.ahead.is_empty()
     }
 
+    /// Has the batch filled for the candidate whose turn it is, ahead of its hop.
+    pub(crate) fn meet(
+        &mut self,
+        meet: impl FnOnce(u32, &mut Visited, &mut Batch) -> Result<()>,
+    ) -> Result<()> {
+        match self.ahead.front() {
+            Some(&(node, _)) => meet(node, &mut self.visited, &mut self.batch),
+            None => Ok(()),
+        }
+    }
+
     /// Takes candidates from the pool until `beam` are waiting for their turn; returns the last.
     #[inline]
     fn fill(&mut self, beam: usize) -> Option<u32> {

@@ -1,4 +1,5 @@
-//! Several searches on one thread, a hop of each in turn: while one of them is at work, what the others need arrives.
+//! Several searches by codes on one thread, a hop of each in turn: while one of them is at work, what the others need
+//! arrives.
 //!
 //! A hop takes about as long as its record takes to come from memory. One search alone can ask for the next records
 //! only as far as it knows them, and has to take them before the best are known; several keep memory and core busy.
@@ -9,7 +10,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::index::{Hit, Search};
 use crate::page::PageStore;
-use crate::rows::{Plan, WHOLE, slice};
+use crate::rows::{LINKS, Plan, WHOLE, slice};
 
 use super::fused::{self, Fused};
 use super::index::{Graph, Topology};
@@ -17,6 +18,9 @@ use super::search::{Met, Scratch};
 
 /// Queries that are searched for together, at most: those that are left in the end have fewer others to wait beside.
 pub(super) const GROUP: usize = 32;
+
+/// Searches by codes of nodes that take turns: what one list's codes wait for fills the time of another's scoring.
+const LANES: usize = 2;
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
     /// What searches for each of these queries find, the same as one by one. `first` is the number of the first, for
@@ -28,7 +32,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         options: &Search<'_>,
         plan: &Plan<'_>,
     ) -> Result<Vec<Vec<Hit>>> {
-        if self.shape.fused.is_none() || plan.exact.is_some() {
+        if !self.ranks_twice() || plan.exact.is_some() {
             let each = queries.rows().into_iter().enumerate();
             let search =
                 |(at, query)| self.search_planned(&slice(query), first + at, options, plan);
@@ -51,44 +55,60 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         plan: &Plan<'_>,
         admit: &mut impl FnMut(u32) -> Result<bool>,
     ) -> Result<Vec<Vec<Hit>>> {
-        let rows = &self.rows;
-        let Some(fused) = &self.shape.fused else { return Ok(Vec::new()) };
-        let record = rows.array(WHOLE)?.size();
-        let (beam, most) = (options.beam.unwrap_or(Fused::beam(record)), Fused::lanes(record));
-        let fetch = &mut |node, part| rows.prefetch_part(WHOLE, node, part);
+        let (rows, fused) = (&self.rows, self.shape.fused.as_ref());
+        let (beam, most) = match fused {
+            Some(_) => {
+                let record = rows.array(WHOLE)?.size();
+                (options.beam.unwrap_or(Fused::beam(record)), Fused::lanes(record))
+            }
+            None => (1, LANES),
+        };
+        let fetch = &|node, part| match fused {
+            Some(_) => rows.prefetch_part(WHOLE, node, part),
+            None if part == 0 => rows.prefetch(LINKS, node),
+            None => (),
+        };
         let mut found = vec![Vec::new(); queries.nrows()];
         let mut left = 0..queries.nrows();
         // The next query, if there is one.
         let mut begin = |scratch: &mut Scratch, admit: &mut _| -> Result<Option<usize>> {
             let Some(at) = left.next() else { return Ok(None) };
             let query = slice(queries.row(at));
-            rows.space.query(&query, first + at, &mut scratch.row, &mut scratch.probe)?;
+            rows.query(&query, first + at, &mut scratch.row, &mut scratch.probe)?;
             let sizes = (options.pool_size(), options.k);
             self.approach(scratch, sizes, f32::NEG_INFINITY, false)?;
             scratch.enter(admit)?;
-            scratch.set_out(beam, fetch);
+            scratch.set_out(beam, &mut { fetch });
             Ok(Some(at))
         };
         let mut lanes = Vec::with_capacity(most);
         while lanes.len() < most {
             let mut scratch = self.scratch();
             match begin(&mut scratch, admit)? {
-                Some(at) => lanes.push((at, scratch)),
+                Some(at) => lanes.push((at, scratch, false)),
                 None => break,
             }
         }
         let mut coming = None;
         while !lanes.is_empty() {
             let mut lane = 0;
-            while let Some((at, scratch)) = lanes.get_mut(lane) {
+            while let Some((at, scratch, has_met)) = lanes.get_mut(lane) {
                 if !scratch.is_done() {
-                    let fetch = &mut |node, part| rows.prefetch_part(WHOLE, node, part);
-                    let expand = &mut |step, met: Met<'_>, batch: &mut _, query: (&_, &_)| {
-                        fused::expand(rows, fused, &step, met, batch, query).map(Some)
-                    };
-                    coming = scratch.hop(beam, coming, fetch, expand, admit)?;
+                    match fused {
+                        Some(fused) => {
+                            let expand =
+                                &mut |step, met: Met<'_>, batch: &mut _, query: (&_, &_)| {
+                                    fused::expand(rows, fused, &step, met, batch, query).map(Some)
+                                };
+                            coming = scratch.hop(beam, coming, &mut { fetch }, expand, admit)?;
+                        }
+                        None => self.half_a_hop(scratch, has_met, admit)?,
+                    }
                     lane += 1;
                     continue;
+                }
+                if fused.is_none() {
+                    self.rerank(scratch)?;
                 }
                 found[*at] = self.hits(self.found(scratch).admitted(), &plan.matcher, options.k)?;
                 match begin(scratch, admit)? {
