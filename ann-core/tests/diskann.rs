@@ -5,9 +5,10 @@ mod common;
 
 use std::sync::OnceLock;
 
+use ann_core::testing::Rng;
 use ann_core::{
-    AddOptions, DType, DiskAnn, DiskAnnBuilder, Error, Filter, Flat, Index, Layout, MemStore,
-    Metric, Placement, Search,
+    AddOptions, DType, DiskAnn, DiskAnnBuilder, Error, Filter, Flat, Hit, Hnsw, Index, Layout,
+    MemStore, Metric, Placement, Search,
 };
 use common::{SmallSet, mean_recall, small_set};
 use ndarray::{Array2, s};
@@ -197,6 +198,43 @@ fn beams() {
             "beam {beam}: {hops} hops, {sum} after {last:?}"
         );
         last = (hops, sum);
+    }
+}
+
+/// Of ranges that hold a few rows or a thousand, estimates that err lose no more than HNSW does with as large a pool,
+/// and what is found lies within.
+#[test]
+fn ranges_by_estimates() {
+    let (set, index, exact) = pair();
+    let mut coarse = builder(Metric::Cosine).code_bits(1).build().unwrap();
+    coarse.add(set.base.view(), None, AddOptions::new()).unwrap();
+    let mut hnsw = Hnsw::builder(100).metric(Metric::Cosine).ef_construction(100).build().unwrap();
+    hnsw.add(set.base.view(), None, AddOptions::new()).unwrap();
+    let rng = &mut Rng(11);
+    for (least, most) in [(2, 30), (30, 300), (300, 1200)] {
+        let (mut found, mut wanted) = ([0; 3], 0);
+        for query in set.queries.rows().into_iter().step_by(3) {
+            let (query, held) = (query.to_vec(), least + rng.below(most - least));
+            let near = exact.search(&query, &Search::new(held + 1)).unwrap();
+            let radius = (near[held - 1].distance + near[held].distance) / 2.0;
+            let truth: Vec<Hit> = near.into_iter().filter(|hit| hit.distance <= radius).collect();
+            wanted += truth.len();
+            let mut search = |at: usize, index: &dyn Fn(&[f32], f32) -> Vec<Hit>| {
+                let hits = index(&query, radius);
+                assert!(hits.is_sorted_by(|a, b| a.distance <= b.distance));
+                assert!(hits.iter().all(|hit| truth.contains(hit)), "{hits:?} in {radius}");
+                found[at] += hits.len();
+            };
+            let options = Search::new(1).ef(64);
+            search(0, &|query, radius| hnsw.range_search(query, radius, &options).unwrap());
+            search(1, &|query, radius| index.range_search(query, radius, &options).unwrap());
+            search(2, &|query, radius| coarse.range_search(query, radius, &options).unwrap());
+        }
+        let [hnsw, fused, coarse] = found.map(|found| found as f64 / wanted as f64);
+        assert!(
+            fused >= hnsw - 0.005 && coarse >= hnsw - 0.01,
+            "{most}: {fused}, {coarse}, {hnsw}"
+        );
     }
 }
 
