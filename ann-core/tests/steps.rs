@@ -114,6 +114,25 @@ fn searches_between_the_steps() {
     assert!(pages(&index) == pages(&at_once), "steps make another index than `add` does");
 }
 
+/// A load can be left between any two looks at its rows: beginning it looks at none.
+#[test]
+fn bad_rows_are_told_by_the_first_step() {
+    let mut rows = common::clustered(2000, 8, 1);
+    rows[[1999, 3]] = f32::NAN;
+    let is_told = |step: Result<(), Error>| match step {
+        Err(Error::NotFinite { row: 1999, column: 3, .. }) => {}
+        other => panic!("{other:?}"),
+    };
+    let index = Hnsw::builder(8).build().unwrap();
+    let mut insertion = Insertion::new(&index, rows.view(), None, false, 2).unwrap();
+    assert!(!insertion.needs_write());
+    is_told(insertion.plan_step(&index));
+    let index = IvfPq::builder(8).build().unwrap();
+    let mut steps = IvfPqSteps::insert(&index, rows.view(), None, false, 2).unwrap();
+    assert!(!steps.needs_write());
+    is_told(steps.plan_step(&index));
+}
+
 /// Somebody changes the index between two steps, which is not allowed: an error may come of it, but no unsound index.
 #[test]
 fn changes_between_the_steps() {

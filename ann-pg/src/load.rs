@@ -53,14 +53,7 @@ impl<K: Topology> Loaded for Graph<MemStore, K> {
     }
 
     fn load<T: Element>(&mut self, steps: &mut Insertion<'_, T>) -> Result<Option<usize>> {
-        if steps.is_done() {
-            return Ok(None);
-        }
-        match steps.needs_write() {
-            true => steps.write_step(self)?,
-            false => steps.plan_step(self)?,
-        }
-        Ok(Some(steps.progress()))
+        Ok(steps.step(self)?.then(|| steps.progress()))
     }
 }
 
@@ -87,13 +80,6 @@ impl Loaded for IvfPq {
     }
 
     fn load<T: Element>(&mut self, steps: &mut IvfPqSteps<'_, T>) -> Result<Option<usize>> {
-        if steps.is_done() {
-            return Ok(None);
-        }
-        match steps.needs_write() {
-            true => steps.write_step(self)?,
-            false => steps.plan_step(self)?,
-        }
-        Ok(Some(steps.progress()))
+        Ok(steps.step(self)?.then(|| steps.progress()))
     }
 }

@@ -98,6 +98,7 @@ pub(crate) struct Level {
     found: [Vec<Places>; 2],
     /// The vectors by place in bytes, while links are chosen.
     bytes: Option<Bytes>,
+    is_copied: bool,
     /// What each node has chosen, with distances: the links that the rule kept, then others that fill its list, then
     /// [`NONE`]; as many entries a node as a list has.
     chosen: Vec<(f32, u32)>,
@@ -127,6 +128,7 @@ impl Level {
             finds: [empty(), empty()],
             found: Default::default(),
             bytes: None,
+            is_copied: false,
             chosen: Vec::new(),
             kept: Vec::new(),
             back: Vec::new(),
@@ -168,8 +170,13 @@ impl Level {
     ) -> Result<bool> {
         if self.joined < self.leaves.len() {
             self.join(points);
+        } else if !self.is_copied {
+            let bytes = self.bytes.take();
+            self.bytes = bytes.or_else(|| Bytes::new(points, &self.order, &rows.space));
+            let bytes = self.bytes.as_mut();
+            self.is_copied = bytes.is_none_or(|bytes| !bytes.fill(points, &self.order));
         } else if self.kept.len() < self.order.len() {
-            self.choose(rows, points)?;
+            self.choose(rows)?;
         } else if self.lists.len() < self.order.len() * self.width {
             self.link_both_ways(rows)?;
         } else {
@@ -212,15 +219,8 @@ impl Level {
     }
 
     /// Chooses the links of some nodes.
-    fn choose<S: PageStore, T: Element>(
-        &mut self,
-        rows: &Rows<S>,
-        points: &Points<'_, T>,
-    ) -> Result<()> {
+    fn choose<S: PageStore>(&mut self, rows: &Rows<S>) -> Result<()> {
         let (from, width) = (self.kept.len(), self.width);
-        if from == 0 {
-            self.bytes = Bytes::new(points, &self.order, &rows.space);
-        }
         let to = self.order.len().min(from + step_nodes(rows, self.pool));
         let mut chosen = std::mem::take(&mut self.chosen);
         chosen.resize(to * width, (0.0, NONE));

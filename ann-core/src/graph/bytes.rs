@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::element::{DType, Element};
 use crate::kernel::Isa;
 use crate::metric::Metric;
-use crate::rows::{Batch, Probe, Space};
+use crate::rows::{Batch, Probe, Space, next_rows};
 
 use super::leaves::Points;
 
@@ -23,7 +23,10 @@ const NOISE: f32 = 2500.0;
 /// Vectors by place.
 pub(super) struct Bytes {
     space: Space,
+    scale: f32,
     rows: Vec<u8>,
+    /// Rows that are there.
+    filled: usize,
 }
 
 impl Bytes {
@@ -39,7 +42,7 @@ impl Bytes {
         Space::new(space.dim, DType::I8, Metric::L2sq, Some(isa)).ok()
     }
 
-    /// The rows of `order`, if they are searched so. Runs on the current thread pool.
+    /// Room for the rows of `order`, if they are searched so.
     pub(super) fn new<T: Element>(
         points: &Points<'_, T>,
         order: &[u32],
@@ -50,18 +53,27 @@ impl Bytes {
         if largest == 0.0 {
             return None;
         }
-        let scale = LARGEST / largest;
-        let mut rows = vec![0; order.len() * space.stride()];
-        rows.par_chunks_mut(space.stride()).zip(order).for_each_init(
+        let rows = vec![0; order.len() * space.stride()];
+        Some(Bytes { space, scale: LARGEST / largest, rows, filled: 0 })
+    }
+
+    /// Takes in some rows of `order`. False once all are there. Runs on the current thread pool.
+    pub(super) fn fill<T: Element>(&mut self, points: &Points<'_, T>, order: &[u32]) -> bool {
+        let Bytes { space, scale, rows, filled } = self;
+        let next = next_rows(*filled, order.len(), space.dim);
+        let stride = space.stride();
+        let out = &mut rows[next.start * stride..next.end * stride];
+        out.par_chunks_mut(stride).zip(&order[next.clone()]).for_each_init(
             || vec![0f32; space.dim],
             |point, (out, &row)| {
                 points.fill(row as usize, point);
                 for (out, value) in out.iter_mut().zip(point) {
-                    *out = (*value * scale).round().clamp(-LARGEST, LARGEST) as i8 as u8;
+                    *out = (*value * *scale).round().clamp(-LARGEST, LARGEST) as i8 as u8;
                 }
             },
         );
-        Some(Bytes { space, rows })
+        *filled = next.end;
+        !next.is_empty()
     }
 
     /// Makes a row what is searched for.

@@ -154,10 +154,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             {
                 return Err(Error::Cancelled { added: insertion.done() });
             }
-            match insertion.needs_write() {
-                true => insertion.write_step(self)?,
-                false => insertion.plan_step(self)?,
-            }
+            insertion.step(self)?;
         }
         if let Some(progress) = &mut options.progress {
             progress(total, total);

@@ -1,6 +1,6 @@
 //! Insertion in batches, parallel and yet the same for any number of threads.
 //!
-//! Many rows for an empty index are a batch of their own, see `load`; else a batch is at most 2 % of the graph.
+//! All rows are looked through first, see `survey`. Many for an empty index are a batch of their own, see `load`; else a batch is at most 2 % of the graph.
 //! Its vectors are stored first (*stage*), where nothing refers to them yet.
 //! Then each searches the graph, which stands still, for its neighbours; the edges back to it are grouped by the
 //! node that they start from, and each such node gets its new list computed (*plan*: parallel, nothing written).
@@ -14,30 +14,26 @@
 //! An [`Insertion`] does all that in steps of bounded length, the planning ones on a shared reference, so that a
 //! caller with a lock can let searches in between.
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use ndarray::ArrayView2;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::element::Element;
 use crate::error::Result;
-use crate::graph::leaves::Points;
 use crate::graph::prune::{Candidate, Pruner};
-use crate::metric::Metric;
 use crate::page::PageStore;
-use crate::rows::{
-    LINKS, Mark, NODES, NONE, Node, Space, State, UPPER, VECTORS, Workshop, find_repeats, slice,
-};
-use crate::seed::mix;
+use crate::rows::{LINKS, Mark, NODES, NONE, Node, Space, State, UPPER, VECTORS, Workshop, slice};
 use crate::threads;
 
 use super::apply::apply_merge;
 use super::compact::Coding;
 use super::fused::Encoder;
-use super::load::{LOAD_ROWS, Lists, Load};
+use super::load::{Lists, Load};
 use super::needs::Portions;
-use super::plan::{Merge, Planned, Route, plan_merges, plan_node, plan_routes};
+use super::plan::{Merge, Merges, Planned, Route, plan_node, plan_routes};
 use super::search::Scratch;
+use super::survey::Survey;
 use super::{Graph, Topology};
 
 /// A batch is at most this part of the graph.
@@ -61,6 +57,8 @@ pub struct Insertion<'a, T> {
     keys: Vec<u64>,
     replace: bool,
     portions: Portions,
+    /// What has yet to be found out of the rows.
+    survey: Option<Survey<'a, T>>,
     /// Rows in the order of insertion, and how many of them have been staged.
     order: Vec<u32>,
     next: usize,
@@ -75,7 +73,7 @@ pub struct Insertion<'a, T> {
     planned: Vec<Planned>,
     /// Where in that order each row of the batch is.
     ranks: Vec<u32>,
-    merges: Option<Vec<Merge>>,
+    merges: Option<Merges>,
     born: usize,
     merged: usize,
     done: usize,
@@ -109,14 +107,10 @@ impl Staged {
     }
 }
 
-/// Whether so many rows are loaded, all at once, or added in batches.
-pub(super) fn is_loaded(empty: bool, rows: usize, metric: Metric) -> bool {
-    empty && rows >= LOAD_ROWS && metric != Metric::InnerProduct
-}
-
 impl<'a, T: Element> Insertion<'a, T> {
-    /// Checks rows that are to be added, or with `replace` to take the place of those that their keys have now.
-    /// Nothing is changed yet. `threads` 0 means one for each core.
+    /// Rows that are to be added, or with `replace` to take the place of those that their keys have now. Shape and keys
+    /// are checked, the vectors by the first steps; until these have passed, nothing is changed. `threads` 0 means one
+    /// for each core.
     ///
     /// # Errors
     /// As [`crate::Index::add`] and [`crate::Index::update`]; [`crate::Error::OutOfMemory`].
@@ -129,55 +123,19 @@ impl<'a, T: Element> Insertion<'a, T> {
     ) -> Result<Insertion<'a, T>> {
         let pool = threads::pool(threads)?;
         let portions = index.portions(vectors.nrows(), pool.current_num_threads())?;
-        let keys = pool.install(|| index.rows.checked_keys(&vectors, keys, replace))?;
-        let count = vectors.nrows();
-        let mut order: Vec<u32> = (0..count as u32).collect();
-        // Neighbours in the input must not be neighbours in time: batches would miss what they have in common.
+        let keys = index.rows.checked_keys(&vectors, keys, replace)?;
         let seed = index.rows.meta.seed.get();
-        order.sort_by_cached_key(|&row| mix(seed ^ mix(u64::from(row) + 1)));
-        let repeats = pool.install(|| find_repeats(&vectors, &mut order));
-        let mut owners: HashMap<u32, u32> =
-            repeats.iter().map(|&(_, first)| (first, NONE)).collect();
-        let mut done = 0;
-        if replace {
-            // A vector that stays as it is needs no new slot.
-            let mut unchanged = Vec::new();
-            for &row in &order {
-                if let Some(owner) = index.unchanged(&vectors, row, keys[row as usize])? {
-                    owners.entry(row).and_modify(|place| *place = owner);
-                    unchanged.push(row);
-                }
-            }
-            done = unchanged.len();
-            let unchanged: HashSet<u32> = unchanged.into_iter().collect();
-            order.retain(|row| !unchanged.contains(row));
-        }
-        let empty = index.rows.meta.entry.get() == NONE;
-        let metric = index.rows.space.metric;
-        let mut later = Vec::new();
-        // The order is as good as random: its first few are a sample of all.
-        let spare = order.split_off(portions.load.min(order.len()));
-        let load = is_loaded(empty, order.len(), metric).then(|| {
-            pool.install(|| {
-                let points = Points::new(vectors, metric);
-                later = points.set_crowds_aside(&mut order);
-                Load::new(points, &order, seed)
-            })
-        });
-        match load {
-            Some(_) => later.extend(spare),
-            None => order.extend(spare),
-        }
         Ok(Insertion {
             pool,
             vectors,
+            survey: Some(Survey::new(keys.len(), seed, portions.load)),
             keys,
             replace,
             portions,
-            order,
+            order: Vec::new(),
             next: 0,
-            repeats,
-            owners,
+            repeats: Vec::new(),
+            owners: HashMap::new(),
             batch: Vec::new(),
             staged: 0,
             routes: Vec::new(),
@@ -186,10 +144,10 @@ impl<'a, T: Element> Insertion<'a, T> {
             merges: None,
             born: 0,
             merged: 0,
-            done,
-            load,
+            done: 0,
+            load: None,
             lists: None,
-            later,
+            later: Vec::new(),
             loaded: 0,
             coding: None,
             mark: index.rows.mark(),
@@ -227,20 +185,44 @@ impl<'a, T: Element> Insertion<'a, T> {
 
     /// Whether the next step is [`Insertion::write_step`]; else it is [`Insertion::plan_step`].
     pub fn needs_write(&self) -> bool {
-        if self.load.as_ref().is_some_and(|load| !load.is_arranged()) {
+        if self.survey.is_some() || self.load.as_ref().is_some_and(|load| !load.is_arranged()) {
             return false;
         }
-        let is_planned = self.merges.is_some() || self.lists.is_some();
+        let is_planned =
+            self.merges.as_ref().is_some_and(Merges::are_planned) || self.lists.is_some();
         self.batch.is_empty() || self.staged < self.batch.len() || is_planned
+    }
+
+    /// The next step, of either kind, on an index of one's own. False if all had been done.
+    ///
+    /// # Errors
+    /// Those of the steps.
+    pub fn step<S: PageStore, K: Topology>(&mut self, index: &mut Graph<S, K>) -> Result<bool> {
+        match (self.is_done(), self.needs_write()) {
+            (true, _) => return Ok(false),
+            (false, true) => self.write_step(index)?,
+            (false, false) => self.plan_step(index)?,
+        }
+        Ok(true)
     }
 
     /// One step of planning, a fraction of a second long.
     ///
     /// # Errors
-    /// Those of the store, and [`crate::Error::Changed`] if somebody else changed the index: it is valid, and holds the
-    /// rows done so far.
+    /// Those of the vectors, as [`crate::Index::add`], of the store, and [`crate::Error::Changed`] if somebody else
+    /// changed the index: it is valid, and holds the rows done so far.
     pub fn plan_step<S: PageStore, K: Topology>(&mut self, index: &Graph<S, K>) -> Result<()> {
         index.rows.check_mark(&self.mark)?;
+        if let Some(survey) = &mut self.survey {
+            let replaced = self.replace.then_some(&self.keys[..]);
+            survey.step(index, &self.vectors, replaced, &self.pool)?;
+            if let Some(survey) = self.survey.take_if(|survey| survey.is_done()) {
+                (self.order, self.repeats, self.owners) =
+                    (survey.order, survey.repeats, survey.owners);
+                (self.load, self.later, self.done) = (survey.load, survey.later, survey.unchanged);
+            }
+            return Ok(());
+        }
         let Insertion { pool, vectors, batch, routes, planned, ranks, load, .. } = self;
         let ask = &|staged: &Staged, scratch: &mut Scratch| index.ask_row(vectors, staged, scratch);
         if let Some(load) = load {
@@ -263,8 +245,11 @@ impl<'a, T: Element> Insertion<'a, T> {
             (0..).zip(routes.iter()).for_each(|(rank, route)| ranks[route.at as usize] = rank);
         }
         if planned.len() == batch.len() {
-            self.merges = Some(pool.install(|| plan_merges(index, batch, ranks, planned))?);
-            return Ok(());
+            let merges = match &mut self.merges {
+                Some(merges) => merges,
+                none => none.insert(pool.install(|| Merges::new(index, batch, ranks, planned))?),
+            };
+            return pool.install(|| merges.plan(index));
         }
         let next = &routes[planned.len()..];
         let next =
@@ -322,7 +307,7 @@ impl<'a, T: Element> Insertion<'a, T> {
             }
             return Ok(());
         }
-        let merges = self.merges.as_deref().unwrap_or_default();
+        let merges = self.merges.as_ref().map_or(&[][..], |merges| &merges.planned);
         let total = if self.lists.is_some() { self.batch.len() } else { merges.len() };
         let end = total.min(self.merged + APPLY_RECORDS);
         let codes = self.codes(index, self.merged..end, false)?;
@@ -365,7 +350,7 @@ impl<'a, T: Element> Insertion<'a, T> {
         if index.shape.fused.is_none() {
             return Ok(Vec::new());
         }
-        let merges = self.merges.as_deref().unwrap_or_default();
+        let merges = self.merges.as_ref().map_or(&[][..], |merges| &merges.planned);
         let of = |encoder: &mut Encoder, at: usize| match (&self.lists, fresh) {
             (Some(lists), true) => {
                 let list = lists.list_at_birth(at, 0);

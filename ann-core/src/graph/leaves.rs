@@ -5,6 +5,9 @@
 //! among the members of its leaves: by products of small matrices, instead of distances to one vector at a time
 //! (ball carving, as PiPNN builds its graphs).
 
+use std::collections::VecDeque;
+use std::ops::Range;
+
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
@@ -28,6 +31,8 @@ const FANOUT: usize = 6;
 const BLOCK: usize = 128;
 /// Multiplications of one step, roughly.
 const STEP: usize = 5_000_000_000;
+/// As many of them take as long as reading a coordinate from anywhere.
+const READING: usize = 64;
 
 /// Rows from which mean and scale are taken.
 const SAMPLE: usize = 1000;
@@ -66,85 +71,87 @@ pub(crate) struct Points<'a, T> {
 }
 
 impl<'a, T: Element> Points<'a, T> {
-    /// Runs on the current thread pool. `metric` is not inner product, which no such space orders.
-    pub(crate) fn new(vectors: ArrayView2<'a, T>, metric: Metric) -> Points<'a, T> {
-        let dim = vectors.ncols();
-        let mut inverses = Vec::new();
+    /// Of vectors that have yet to be measured.
+    pub(crate) fn new(vectors: ArrayView2<'a, T>) -> Points<'a, T> {
+        Points { vectors, inverses: Vec::new(), mean: vec![0.0; vectors.ncols()], scale: 1.0 }
+    }
+
+    /// Measures rows that follow those that have been; `metric` is not inner product, which no such space orders. With
+    /// the last, mean and scale are chosen. Runs on the current thread pool.
+    pub(crate) fn measure(&mut self, rows: Range<usize>, metric: Metric) {
+        let vectors = self.vectors;
+        let is_last = rows.end == vectors.nrows();
         if metric == Metric::Cosine {
             let inverse = |row| {
                 let vector = slice(vectors.row(row));
                 let squares = vector.iter().map(|value| f64::from(value.to_f32()).powi(2));
                 squares.sum::<f64>().sqrt().recip() as f32
             };
-            inverses = (0..vectors.nrows()).into_par_iter().map(inverse).collect();
+            self.inverses.par_extend(rows.into_par_iter().map(inverse));
         }
-        let mut points = Points { vectors, inverses, mean: vec![0.0; dim], scale: 1.0 };
-        let step = vectors.nrows().div_ceil(SAMPLE).max(1);
-        let sample: Vec<usize> = (0..vectors.nrows()).step_by(step).collect();
+        if is_last {
+            self.choose_scale();
+        }
+    }
+
+    fn choose_scale(&mut self) {
+        let (count, dim) = self.vectors.dim();
+        let step = count.div_ceil(SAMPLE).max(1);
+        let sample: Vec<usize> = (0..count).step_by(step).collect();
         let (mut mean, mut row) = (vec![0f32; dim], vec![0f32; dim]);
         for &at in &sample {
-            points.center(at, &mut row);
+            self.center(at, &mut row);
             let share = (sample.len() as f32).recip();
             mean.iter_mut().zip(&row).for_each(|(mean, value)| *mean += value * share);
         }
-        points.mean = mean;
+        self.mean = mean;
         let length = |&at: &usize| {
-            points.center(at, &mut row);
+            self.center(at, &mut row);
             row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
         };
         let mut lengths: Vec<f64> = sample.iter().map(length).collect();
         lengths.sort_unstable_by(f64::total_cmp);
         let median = lengths.get(lengths.len() / 2).copied().unwrap_or(0.0);
         let spread = if median > 0.0 { median } else { lengths.last().copied().unwrap_or(0.0) };
-        points.scale = if spread > 0.0 { spread.recip() as f32 } else { 1.0 };
-        points
+        self.scale = if spread > 0.0 { spread.recip() as f32 } else { 1.0 };
     }
 
-    /// Takes all but a few of rows that crowd together out of `rows`, and returns them. Seen from among many that all
-    /// but coincide there are no other directions: who finds its neighbours in a crowd finds no way out of it.
-    pub(crate) fn set_crowds_aside(&self, rows: &mut Vec<u32>) -> Vec<u32> {
+    /// The cells in which the rows at some places of `rows` lie, each with its place, to find crowds by. Runs on the
+    /// current thread pool.
+    pub(crate) fn cells(&self, rows: &[u32], places: Range<usize>) -> Vec<(u64, u32)> {
         let point = || vec![0f32; self.mean.len()];
-        let cell = |point: &mut Vec<f32>, (at, &row): (usize, &u32)| {
-            self.fill(row as usize, point);
+        let cell = |point: &mut Vec<f32>, place: usize| {
+            self.fill(rows[place] as usize, point);
             let hash = point
                 .iter()
                 .fold(0, |hash, value| mix(hash ^ (value / CELL).round() as i64 as u64));
-            (hash, at as u32)
+            (hash, place as u32)
         };
-        let mut cells: Vec<(u64, u32)> =
-            rows.par_iter().enumerate().map_init(point, cell).collect();
-        cells.par_sort_unstable();
-        let mut aside = vec![false; rows.len()];
-        for crowd in cells.chunk_by(|a, b| a.0 == b.0).filter(|crowd| crowd.len() > CROWD) {
-            crowd[CROWD..].iter().for_each(|&(_, at)| aside[at as usize] = true);
-        }
-        let mut at = 0;
-        rows.extract_if(.., |_| {
-            at += 1;
-            aside[at - 1]
-        })
-        .collect()
+        places.into_par_iter().map_init(point, cell).collect()
     }
 
-    /// A table of these vectors at the slots given for their rows, with what `rows` says of its own.
-    pub(crate) fn rows<S: PageStore>(
-        &self,
-        rows: &Rows<S>,
-        slots: impl Iterator<Item = (u32, u32)>,
-    ) -> Result<Rows<MemStore>> {
+    /// An empty table for these vectors, with what `rows` says of its own.
+    pub(crate) fn table<S: PageStore>(&self, rows: &Rows<S>) -> Result<Rows<MemStore>> {
         let space = &rows.space;
         let isa = Some(space.isa());
         let space = Space::new(space.dim, space.dtype, space.metric, isa)?;
         let store = MemStore::new(Array::page_size(space.stride()))?;
-        let mut exact =
-            Rows::create(store, Kind::Flat, space, |meta| meta.alpha = rows.meta.alpha)?;
+        Rows::create(store, Kind::Flat, space, |meta| meta.alpha = rows.meta.alpha)
+    }
+
+    /// Puts vectors into such a table, at the slots given for their rows.
+    pub(crate) fn put(
+        &self,
+        table: &mut Rows<MemStore>,
+        slots: impl Iterator<Item = (u32, u32)>,
+    ) -> Result<()> {
         let mut bytes = Vec::new();
         for (row, slot) in slots {
             bytes.clear();
-            exact.space.encode(&slice(self.vectors.row(row as usize)), &mut bytes);
-            exact.put_row(slot, &bytes)?;
+            table.space.encode(&slice(self.vectors.row(row as usize)), &mut bytes);
+            table.put_row(slot, &bytes)?;
         }
-        Ok(exact)
+        Ok(())
     }
 
     /// The largest coordinate of a sample of these rows.
@@ -210,6 +217,11 @@ struct Matrix {
     halves: Vec<f32>,
 }
 
+/// Leaders by which a set is cut.
+fn leaders_of(rows: usize, fanout: usize, leaf: usize) -> usize {
+    (2 + 2 * fanout * rows / leaf).min(LEADERS).min(rows)
+}
+
 fn multiply(a: ArrayView2<'_, f32>, b: &Matrix, products: &mut Array2<f32>) {
     let shape = (a.nrows(), b.values.nrows());
     if products.dim() != shape {
@@ -265,6 +277,23 @@ impl Nearest {
     }
 }
 
+/// Takes all but a few of rows that crowd together out of `rows`, whose cells are given, and returns them. Seen from
+/// among many that all but coincide there are no other directions: who finds its neighbours in a crowd finds no way out
+/// of it. Runs on the current thread pool.
+pub(crate) fn set_crowds_aside(mut cells: Vec<(u64, u32)>, rows: &mut Vec<u32>) -> Vec<u32> {
+    cells.par_sort_unstable();
+    let mut aside = vec![false; rows.len()];
+    for crowd in cells.chunk_by(|a, b| a.0 == b.0).filter(|crowd| crowd.len() > CROWD) {
+        crowd[CROWD..].iter().for_each(|&(_, at)| aside[at as usize] = true);
+    }
+    let mut at = 0;
+    let is_aside = |_: &mut u32| {
+        at += 1;
+        aside[at - 1]
+    };
+    rows.extract_if(.., is_aside).collect()
+}
+
 /// A set on its way into leaves.
 pub(crate) struct Cut {
     rows: Vec<u32>,
@@ -273,8 +302,22 @@ pub(crate) struct Cut {
     fanout: usize,
     /// For each row, its leaders.
     nearest: Vec<u32>,
-    /// The leaves, once they are there.
+    /// How many rows they were.
+    whole: usize,
+    /// The rows by leader, once all have theirs, that are yet to be made leaves, numbered.
+    groups: VecDeque<(usize, Vec<u32>)>,
+    /// One of them that is cut by itself, since that takes more than a step.
+    inner: Option<Box<Cut>>,
+    stage: Stage,
+    /// The leaves, once all are there.
     pub leaves: Vec<Vec<u32>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    Assign,
+    Divide,
+    Done,
 }
 
 impl Cut {
@@ -290,8 +333,7 @@ impl Cut {
         fanout: usize,
         seed: u64,
     ) -> Cut {
-        let wanted = 2 + 2 * fanout * rows.len() / points.leaf();
-        let count = wanted.min(LEADERS).min(rows.len());
+        let count = leaders_of(rows.len(), fanout, points.leaf());
         let mut draw = seed;
         let drawn: Vec<u32> = (0..count)
             .map(|at| {
@@ -303,44 +345,102 @@ impl Cut {
         let mut leaders = Matrix::default();
         points.gather(&drawn, &mut leaders);
         let fanout = fanout.min(count);
-        Cut { rows, seed, leaders, fanout, nearest: Vec::new(), leaves: Vec::new() }
+        let stage = if rows.is_empty() { Stage::Done } else { Stage::Assign };
+        Cut {
+            rows,
+            seed,
+            leaders,
+            fanout,
+            nearest: Vec::new(),
+            whole: 0,
+            groups: VecDeque::new(),
+            inner: None,
+            stage,
+            leaves: Vec::new(),
+        }
+    }
+
+    /// Whether all leaves are there.
+    pub(crate) fn is_done(&self) -> bool {
+        self.stage == Stage::Done
     }
 
     /// One step, a fraction of a second long, on the current thread pool. False once there is nothing more to do.
     pub(crate) fn step<T: Element>(&mut self, points: &Points<'_, T>) -> bool {
-        if !self.leaves.is_empty() || self.rows.is_empty() {
-            return false;
+        self.step_within(points, STEP)
+    }
+
+    /// One step of about so many multiplications.
+    fn step_within<T: Element>(&mut self, points: &Points<'_, T>, limit: usize) -> bool {
+        match self.stage {
+            Stage::Assign => self.assign_some(points, limit),
+            Stage::Divide => self.divide_some(points, limit),
+            Stage::Done => {}
         }
+        !self.is_done()
+    }
+
+    fn assign_some<T: Element>(&mut self, points: &Points<'_, T>, limit: usize) {
         let leaf = points.leaf();
         if self.rows.len() <= leaf {
             self.leaves.push(std::mem::take(&mut self.rows));
-            return false;
+            self.stage = Stage::Done;
+            return;
         }
         let work = self.leaders.values.len().max(1);
         let from = self.nearest.len() / self.fanout;
-        let to = self.rows.len().min(from + (STEP / work).next_multiple_of(BLOCK));
+        let to = self.rows.len().min(from + (limit / work).max(1).next_multiple_of(BLOCK));
         if from < to {
             self.assign(points, from, to);
-            return true;
+            return;
         }
-        let whole = self.rows.len();
-        let groups = self.groups(leaf);
-        let seed = self.seed;
-        let divide = |(at, group): (usize, Vec<u32>)| {
-            if group.len() <= leaf {
-                return vec![group];
+        self.whole = self.rows.len();
+        self.groups = self.groups(leaf).into_iter().enumerate().collect();
+        self.stage = Stage::Divide;
+    }
+
+    /// Makes leaves of some groups, in their order.
+    fn divide_some<T: Element>(&mut self, points: &Points<'_, T>, limit: usize) {
+        if let Some(inner) = &mut self.inner {
+            if !inner.step_within(points, limit) {
+                self.leaves.append(&mut inner.leaves);
+                self.inner = None;
             }
-            // Leaders cannot tell these apart.
-            if group.len() > whole / 10 * 9 {
+            return;
+        }
+        let (leaf, whole, seed) = (points.leaf(), self.whole, self.seed);
+        // Leaders cannot tell those apart that are nearly all.
+        let is_cut = |group: &[u32]| group.len() > leaf && group.len() <= whole / 10 * 9;
+        let cut = |(at, group)| Cut::with_fanout(points, group, 1, mix(seed ^ at as u64));
+        let (mut step, mut work) = (Vec::new(), 0);
+        while let Some((at, group)) = self.groups.pop_front() {
+            if is_cut(&group) {
+                work +=
+                    group.len() * (READING + leaders_of(group.len(), 1, leaf)) * points.mean.len();
+            }
+            if work <= limit {
+                step.push((at, group));
+            } else if step.is_empty() {
+                self.inner = Some(Box::new(cut((at, group))));
+                return;
+            } else {
+                self.groups.push_front((at, group));
+                break;
+            }
+        }
+        let divide = |(at, group): (usize, Vec<u32>)| {
+            if !is_cut(&group) {
                 return group.chunks(leaf).map(<[u32]>::to_vec).collect();
             }
-            let mut cut = Cut::with_fanout(points, group, 1, mix(seed ^ at as u64));
+            let mut cut = cut((at, group));
             while cut.step(points) {}
             cut.leaves
         };
-        let leaves: Vec<Vec<Vec<u32>>> = groups.into_par_iter().enumerate().map(divide).collect();
-        self.leaves = leaves.into_iter().flatten().collect();
-        false
+        let leaves: Vec<Vec<Vec<u32>>> = step.into_par_iter().map(divide).collect();
+        self.leaves.extend(leaves.into_iter().flatten());
+        if self.groups.is_empty() {
+            self.stage = Stage::Done;
+        }
     }
 
     /// Finds the leaders of some rows.
@@ -458,6 +558,12 @@ mod tests {
         Array2::from_shape_fn((rows, dim), |_| (rng.next() % 1000) as f32 - 500.0)
     }
 
+    fn points(vectors: &Array2<f32>, metric: Metric) -> Points<'_, f32> {
+        let mut points = Points::new(vectors.view());
+        points.measure(0..vectors.nrows(), metric);
+        points
+    }
+
     fn cut(points: &Points<'_, f32>, rows: usize) -> Cut {
         let rows: Vec<u32> = (0..rows as u32).collect();
         let mut cut = Cut::new(points, &rows, 1);
@@ -469,7 +575,7 @@ mod tests {
     fn every_row_is_at_home_once() {
         for (rows, dim) in [(1, 3), (5, 3), (1024, 8), (1025, 8), (6000, 8), (3000, 1)] {
             let vectors = vectors(rows, dim);
-            let cut = cut(&Points::new(vectors.view(), Metric::L2sq), rows);
+            let cut = cut(&points(&vectors, Metric::L2sq), rows);
             let mut order = cut.order();
             order.sort_unstable();
             assert!(order.into_iter().eq(0..rows as u32), "{rows} rows of {dim}");
@@ -483,19 +589,30 @@ mod tests {
     }
 
     #[test]
+    fn the_length_of_steps_makes_no_difference() {
+        let vectors = vectors(9000, 8);
+        let points = points(&vectors, Metric::L2sq);
+        let whole = cut(&points, 9000);
+        let rows: Vec<u32> = (0..9000).collect();
+        let mut cut = Cut::new(&points, &rows, 1);
+        while cut.step_within(&points, 1) {}
+        assert_eq!(cut.leaves, whole.leaves);
+    }
+
+    #[test]
     fn rows_that_leaders_cannot_tell_apart() {
         let vectors = Array2::from_elem((5000, 4), 1.0f32);
-        let points = Points::new(vectors.view(), Metric::Cosine);
+        let points = points(&vectors, Metric::Cosine);
         assert_eq!(cut(&points, 5000).order().len(), 5000);
         let mut rows: Vec<u32> = (0..5000).collect();
-        let aside = points.set_crowds_aside(&mut rows);
+        let aside = set_crowds_aside(points.cells(&rows, 0..5000), &mut rows);
         assert_eq!((rows.len(), aside.len()), (CROWD, 5000 - CROWD));
     }
 
     #[test]
     fn neighbours_are_the_nearest_of_the_leaf() {
         let vectors = vectors(300, 16);
-        let points = Points::new(vectors.view(), Metric::L2sq);
+        let points = points(&vectors, Metric::L2sq);
         let leaf: Vec<u32> = (0..300).collect();
         let distance = |a: u32, b: u32| {
             let difference = &vectors.row(a as usize) - &vectors.row(b as usize);

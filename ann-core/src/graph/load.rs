@@ -16,7 +16,7 @@ use crate::graph::leaves::{Cut, Points};
 use crate::graph::links::{TREE, target};
 use crate::graph::tree;
 use crate::page::{MemStore, PageStore};
-use crate::rows::{NONE, Rows};
+use crate::rows::{NONE, Rows, next_rows};
 use crate::seed::mix;
 
 use super::insert::Staged;
@@ -36,6 +36,8 @@ pub(super) struct Load<'a, T> {
     done: u8,
     /// The vectors by slot, where the index keeps codes only: links chosen by those would be worse.
     exact: Option<Rows<MemStore>>,
+    /// How many of them.
+    copied: usize,
 }
 
 impl<'a, T: Element> Load<'a, T> {
@@ -50,6 +52,7 @@ impl<'a, T: Element> Load<'a, T> {
             lists: Lists::default(),
             done: 0,
             exact: None,
+            copied: 0,
         }
     }
 
@@ -64,7 +67,7 @@ impl<'a, T: Element> Load<'a, T> {
 
     /// Whether the order in which the rows are to take slots is known.
     pub(super) fn is_arranged(&self) -> bool {
-        self.cut.as_ref().is_none_or(|cut| !cut.leaves.is_empty())
+        self.cut.as_ref().is_none_or(Cut::is_done)
     }
 
     /// Finds the order in which the rows are to take slots: one step of it, and the order once that is known.
@@ -83,17 +86,7 @@ impl<'a, T: Element> Load<'a, T> {
         batch: &[Staged],
         pool: &ThreadPool,
     ) -> Result<Option<Lists>> {
-        let level = match &mut self.level {
-            Some(level) => level,
-            None => match self.begin(index, batch, pool)? {
-                Some(level) => self.level.insert(level),
-                None => {
-                    let mut lists = std::mem::take(&mut self.lists);
-                    lists.lay_tree(batch);
-                    return Ok(Some(lists));
-                }
-            },
-        };
+        let Some(level) = &mut self.level else { return self.begin_level(index, batch, pool) };
         let step = || match &self.exact {
             Some(exact) => level.step(exact, &self.points),
             None => level.step(&index.rows, &self.points),
@@ -107,35 +100,54 @@ impl<'a, T: Element> Load<'a, T> {
         Ok(None)
     }
 
-    /// The next level, if there is one.
-    fn begin<S: PageStore, K: Topology>(
+    /// One step of beginning the next level; the lists if there is none.
+    fn begin_level<S: PageStore, K: Topology>(
         &mut self,
         index: &Graph<S, K>,
         batch: &[Staged],
         pool: &ThreadPool,
-    ) -> Result<Option<Level>> {
-        let cut = self.cut.take().or_else(|| {
-            let members = batch.iter().filter(|staged| staged.level >= self.done);
-            let members: Vec<u32> = members.map(|staged| staged.row).collect();
-            if members.is_empty() {
-                return None;
-            }
-            let mut cut = Cut::new(&self.points, &members, mix(self.seed + u64::from(self.done)));
-            pool.install(|| while cut.step(&self.points) {});
-            Some(cut)
-        });
-        let Some(cut) = cut else { return Ok(None) };
-        if !index.rows.has_vectors() && self.exact.is_none() {
-            self.exact =
-                Some(self.points.rows(&index.rows, batch.iter().map(|at| (at.row, at.id)))?);
+    ) -> Result<Option<Lists>> {
+        let Some(mut cut) = self.cut.take().or_else(|| self.next_cut(batch)) else {
+            let mut lists = std::mem::take(&mut self.lists);
+            lists.lay_tree(batch);
+            return Ok(Some(lists));
+        };
+        let is_cut = cut.is_done() || !pool.install(|| cut.step(&self.points));
+        if !is_cut {
+            self.cut = Some(cut);
+        } else if !index.rows.has_vectors() && self.copied < batch.len() {
+            self.cut = Some(cut);
+            self.copy_some(&index.rows, batch)?;
+        } else {
+            let end = batch.iter().map(|staged| staged.row as usize + 1).max().unwrap_or(0);
+            let mut slots = vec![NONE; end];
+            batch.iter().for_each(|staged| slots[staged.row as usize] = staged.id);
+            let width = index.width(self.done);
+            // Estimates lose their way where exact distances do not: better links pay for themselves.
+            let share = if index.rows.meta.code_bits > 0 { 2 } else { 4 };
+            let pool = (index.shape.pool / share).max(width);
+            self.level = Some(Level::new(cut, &slots, width, pool));
         }
-        let end = batch.iter().map(|staged| staged.row as usize + 1).max().unwrap_or(0);
-        let mut slots = vec![NONE; end];
-        batch.iter().for_each(|staged| slots[staged.row as usize] = staged.id);
-        let width = index.width(self.done);
-        // Estimates lose their way where exact distances do not: better links pay for themselves.
-        let share = if index.rows.meta.code_bits > 0 { 2 } else { 4 };
-        Ok(Some(Level::new(cut, &slots, width, (index.shape.pool / share).max(width))))
+        Ok(None)
+    }
+
+    /// The members of the next level, on their way into leaves, if there are any.
+    fn next_cut(&self, batch: &[Staged]) -> Option<Cut> {
+        let members = batch.iter().filter(|staged| staged.level >= self.done);
+        let members: Vec<u32> = members.map(|staged| staged.row).collect();
+        let seed = mix(self.seed + u64::from(self.done));
+        (!members.is_empty()).then(|| Cut::new(&self.points, &members, seed))
+    }
+
+    /// Copies some vectors that the index does not keep.
+    fn copy_some<S: PageStore>(&mut self, rows: &Rows<S>, batch: &[Staged]) -> Result<()> {
+        let exact = match &mut self.exact {
+            Some(exact) => exact,
+            none => none.insert(self.points.table(rows)?),
+        };
+        let next = next_rows(self.copied, batch.len(), rows.space.dim);
+        self.copied = next.end;
+        self.points.put(exact, batch[next].iter().map(|staged| (staged.row, staged.id)))
     }
 }
 

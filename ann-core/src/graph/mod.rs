@@ -23,6 +23,7 @@ mod query;
 mod repair;
 pub(crate) mod search;
 mod shared;
+mod survey;
 mod together;
 pub(crate) mod tree;
 mod tune;

@@ -9,9 +9,10 @@ use crate::rows::{CODES, LINKS, NODES, NONE, UPPER, VECTORS};
 
 use super::bulk::Level;
 use super::bytes::Bytes;
-use super::insert::{MAX_BATCH, is_loaded};
+use super::insert::MAX_BATCH;
 use super::leaves;
 use super::load::LOAD_ROWS;
+use super::survey::is_loaded;
 use super::{Graph, Topology};
 
 /// Bytes of a row until it is in: keys, order, hashes.

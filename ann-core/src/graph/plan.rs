@@ -1,5 +1,7 @@
 //! Planning a batch: where its nodes come to stand in a graph that stands still. Nothing is written.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::error::Result;
@@ -15,6 +17,10 @@ use crate::rows::{LINKS, Matcher, NONE, Rows};
 use super::insert::Staged;
 use super::query::{descend, entry, place, search_level};
 use super::{Graph, Topology};
+
+/// Lists to which one planning step adds edges, at most, and coordinates of their nodes.
+const MERGED: usize = 16_384;
+const MERGED_FLOATS: usize = 1 << 22;
 
 /// The way down the hierarchy to a row of the batch: the nodes at levels 4 to 1, and the row's place in the batch.
 /// Rows with neighbouring routes are near one another, and planned one after the other they find most of what they
@@ -294,48 +300,78 @@ pub(super) fn choose_parent<S: PageStore, K: Topology>(
     Ok(id)
 }
 
-/// Chooses parents, then groups the edges back to the new nodes and computes the lists that they change.
-pub(super) fn plan_merges<S: PageStore, K: Topology>(
-    index: &Graph<S, K>,
-    batch: &[Staged],
-    ranks: &[u32],
-    planned: &mut [Planned],
-) -> Result<Vec<Merge>> {
-    let rows = &index.rows;
-    let mut counts = tree::Counts::default();
-    let mut edges: Vec<Edge> = Vec::new();
-    for (staged, &rank) in batch.iter().zip(ranks) {
-        let Planned::Node { lists, parent } = &mut planned[rank as usize] else { continue };
-        if let Some(bottom) = lists.first_mut().filter(|list| !list.is_empty()) {
-            *parent = Some(choose_parent(index, staged.id, bottom, &mut counts)?);
-        }
-        for (level, list) in lists.iter().enumerate() {
-            for &Candidate { distance, id, tree } in list {
-                let (array, record) = place(rows, id, level as u8)?;
-                let source = Candidate { distance, id: staged.id, tree };
-                edges.push(Edge { array, record, node: id, source, rank });
+/// The lists that edges back to the nodes of a batch change.
+pub(super) struct Merges {
+    /// Those edges by list, and where the ones of each list are.
+    edges: Vec<Edge>,
+    groups: Vec<Range<usize>>,
+    /// The lists that are known, one for each of the first groups.
+    pub planned: Vec<Merge>,
+}
+
+impl Merges {
+    /// Chooses parents, then groups the edges back to the new nodes. Runs on the current thread pool.
+    pub(super) fn new<S: PageStore, K: Topology>(
+        index: &Graph<S, K>,
+        batch: &[Staged],
+        ranks: &[u32],
+        planned: &mut [Planned],
+    ) -> Result<Merges> {
+        let mut counts = tree::Counts::default();
+        let mut edges: Vec<Edge> = Vec::new();
+        for (staged, &rank) in batch.iter().zip(ranks) {
+            let Planned::Node { lists, parent } = &mut planned[rank as usize] else { continue };
+            if let Some(bottom) = lists.first_mut().filter(|list| !list.is_empty()) {
+                *parent = Some(choose_parent(index, staged.id, bottom, &mut counts)?);
+            }
+            for (level, list) in lists.iter().enumerate() {
+                for &Candidate { distance, id, tree } in list {
+                    let (array, record) = place(&index.rows, id, level as u8)?;
+                    let source = Candidate { distance, id: staged.id, tree };
+                    edges.push(Edge { array, record, node: id, source, rank });
+                }
             }
         }
+        edges
+            .par_sort_unstable_by(|a, b| a.place().cmp(&b.place()).then(a.source.order(&b.source)));
+        let mut groups = Vec::new();
+        for group in edges.chunk_by(|a, b| a.place() == b.place()) {
+            let from = groups.last().map_or(0, |last: &Range<usize>| last.end);
+            groups.push(from..from + group.len());
+        }
+        // Nodes that rows near one another link to are near one another too.
+        groups.par_sort_by_key(|group| edges[group.clone()].iter().map(|edge| edge.rank).min());
+        Ok(Merges { edges, groups, planned: Vec::new() })
     }
-    edges.par_sort_unstable_by(|a, b| a.place().cmp(&b.place()).then(a.source.order(&b.source)));
-    let mut groups: Vec<&[Edge]> = edges.chunk_by(|a, b| a.place() == b.place()).collect();
-    // Nodes that rows near one another link to are near one another too.
-    groups.par_sort_by_key(|group| group.iter().map(|edge| edge.rank).min());
-    groups
-        .par_iter()
-        .with_min_len(64)
-        .map_init(
-            || (index.scratch(), Pruner::default()),
-            |(scratch, pruner), group| {
-                let Edge { array, record, node, .. } = group[0];
-                let sources: Vec<Candidate> = group.iter().map(|edge| edge.source).collect();
-                let old = &mut scratch.links;
-                let mut list = std::mem::take(old);
-                links::read(rows, array, record, &mut list)?;
-                let merged = merge(index, node, array, &list, &sources, scratch, pruner)?;
-                scratch.links = list;
-                Ok(Merge { array, record, node, sources, list: merged })
-            },
-        )
-        .collect()
+
+    /// Whether all lists are known.
+    pub(super) fn are_planned(&self) -> bool {
+        self.planned.len() == self.groups.len()
+    }
+
+    /// Computes some of the lists. Runs on the current thread pool.
+    pub(super) fn plan<S: PageStore, K: Topology>(&mut self, index: &Graph<S, K>) -> Result<()> {
+        let next = &self.groups[self.planned.len()..];
+        let count = (MERGED_FLOATS / index.rows.space.dim).clamp(64, MERGED);
+        let merges: Result<Vec<Merge>> = next[..next.len().min(count)]
+            .par_iter()
+            .with_min_len(64)
+            .map_init(
+                || (index.scratch(), Pruner::default()),
+                |(scratch, pruner), group| {
+                    let group = &self.edges[group.clone()];
+                    let Edge { array, record, node, .. } = group[0];
+                    let sources: Vec<Candidate> = group.iter().map(|edge| edge.source).collect();
+                    let old = &mut scratch.links;
+                    let mut list = std::mem::take(old);
+                    links::read(&index.rows, array, record, &mut list)?;
+                    let merged = merge(index, node, array, &list, &sources, scratch, pruner)?;
+                    scratch.links = list;
+                    Ok(Merge { array, record, node, sources, list: merged })
+                },
+            )
+            .collect();
+        self.planned.extend(merges?);
+        Ok(())
+    }
 }

@@ -8,7 +8,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::index::AddOptions;
 use crate::page::PageStore;
-use crate::rows::{Mark, check_rows};
+use crate::rows::{Mark, check_some, next_rows};
 use crate::threads;
 
 use super::IvfPq;
@@ -31,6 +31,8 @@ pub struct IvfPqSteps<'a, T> {
     keys: Vec<u64>,
     /// Rows to add, or to learn from.
     rows: usize,
+    /// They, and how many of the first have been checked, until all are.
+    unchecked: Option<(ArrayView2<'a, T>, usize)>,
     /// Slots that an interrupted replacement has left.
     unsettled: Vec<u32>,
     work: Work<'a, T>,
@@ -58,8 +60,9 @@ enum Fill {
 }
 
 impl<'a, T: Element> IvfPqSteps<'a, T> {
-    /// Checks rows, an `n x dim` matrix, that are to be added, or with `replace` to take the place of those that their
-    /// keys have now. Nothing is changed yet. `threads` 0 means one for each core.
+    /// Rows, an `n x dim` matrix, that are to be added, or with `replace` to take the place of those that their keys
+    /// have now. Shape and keys are checked, the vectors by the first steps; until these have passed, nothing is
+    /// changed. `threads` 0 means one for each core.
     ///
     /// # Errors
     /// As [`crate::Index::add`] and [`crate::Index::update`].
@@ -71,7 +74,7 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
         threads: usize,
     ) -> Result<IvfPqSteps<'a, T>> {
         let pool = threads::pool(threads)?;
-        let keys = pool.install(|| index.rows.checked_keys(&vectors, keys, replace))?;
+        let keys = index.rows.checked_keys(&vectors, keys, replace)?;
         let count = vectors.nrows();
         let train_at = index.rows.meta.train_at.get() as usize;
         let source = Source::Batch(vectors);
@@ -81,12 +84,13 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
             false => Work::Add(Adding::new(source, replace)),
         };
         let mut steps = IvfPqSteps::new(index, pool, work)?;
-        (steps.keys, steps.rows) = (keys, count);
+        (steps.keys, steps.rows, steps.unchecked) = (keys, count, Some((vectors, 0)));
         steps.turn(index)?;
         Ok(steps)
     }
 
-    /// Checks rows, an `n x dim` matrix, that lists and codes are to be learnt from. Nothing is changed yet.
+    /// Rows, an `n x dim` matrix, that lists and codes are to be learnt from. Their shape is checked, the vectors by
+    /// the first steps; until these have passed, nothing is changed.
     ///
     /// # Errors
     /// As [`IvfPq::train`].
@@ -96,13 +100,13 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
         threads: usize,
     ) -> Result<IvfPqSteps<'a, T>> {
         let pool = threads::pool(threads)?;
-        pool.install(|| check_rows(&index.rows.space, &vectors))?;
+        index.rows.space.check_shape::<T>(vectors.ncols())?;
         if vectors.nrows() == 0 {
             return Err(Error::parameter("vectors", "0 rows", "at least 1"));
         }
         let work = Work::Learn(Learning::new(), Source::Batch(vectors), Fill::Others);
         let mut steps = IvfPqSteps::new(index, pool, work)?;
-        steps.rows = vectors.nrows();
+        (steps.rows, steps.unchecked) = (vectors.nrows(), Some((vectors, 0)));
         Ok(steps)
     }
 
@@ -112,7 +116,8 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
         work: Work<'a, T>,
     ) -> Result<IvfPqSteps<'a, T>> {
         let (unsettled, mark) = (index.unsettled()?, index.rows.mark());
-        Ok(IvfPqSteps { pool, keys: Vec::new(), rows: 0, unsettled, work, mark })
+        let keys = Vec::new();
+        Ok(IvfPqSteps { pool, keys, rows: 0, unchecked: None, unsettled, work, mark })
     }
 
     /// The keys of the rows that are added, in the order of the rows.
@@ -153,24 +158,45 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
 
     /// Whether the next step is [`IvfPqSteps::write_step`]; else it is [`IvfPqSteps::plan_step`].
     pub fn needs_write(&self) -> bool {
-        !self.unsettled.is_empty()
-            || match &self.work {
-                Work::Add(adding) => adding.needs_write(),
-                Work::Learn(..) | Work::Done => false,
-                Work::Fill(filling) => filling.needs_write(),
-                Work::Balance(balancing) => balancing.needs_write(),
-                Work::Compact(_) => true,
-            }
+        match &self.work {
+            _ if self.unchecked.is_some() => false,
+            _ if !self.unsettled.is_empty() => true,
+            Work::Add(adding) => adding.needs_write(),
+            Work::Learn(..) | Work::Done => false,
+            Work::Fill(filling) => filling.needs_write(),
+            Work::Balance(balancing) => balancing.needs_write(),
+            Work::Compact(_) => true,
+        }
+    }
+
+    /// The next step, of either kind, on an index of one's own. False if all had been done.
+    ///
+    /// # Errors
+    /// Those of the steps.
+    pub fn step<S: PageStore>(&mut self, index: &mut IvfPq<S>) -> Result<bool> {
+        match (self.is_done(), self.needs_write()) {
+            (true, _) => return Ok(false),
+            (false, true) => self.write_step(index)?,
+            (false, false) => self.plan_step(index)?,
+        }
+        Ok(true)
     }
 
     /// One step of planning, mostly a fraction of a second long.
     ///
     /// # Errors
-    /// Those of the store, [`Error::OutOfMemory`], and [`Error::Changed`] if somebody else changed the index: it is
+    /// Those of the vectors, as [`crate::Index::add`], of the store, [`Error::OutOfMemory`], and [`Error::Changed`] if somebody else changed the index: it is
     /// valid, and holds the rows done so far.
     pub fn plan_step<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
         index.rows.check_mark(&self.mark)?;
         let pool = &self.pool;
+        if let Some((vectors, checked)) = &mut self.unchecked {
+            let next = next_rows(*checked, vectors.nrows(), vectors.ncols());
+            *checked = next.end;
+            pool.install(|| check_some(&index.rows.space, vectors, next))?;
+            self.unchecked.take_if(|(vectors, checked)| *checked == vectors.nrows());
+            return Ok(());
+        }
         match &mut self.work {
             Work::Add(adding) => adding.plan(index, pool)?,
             Work::Learn(learning, source, fill) => {
@@ -296,10 +322,7 @@ impl<S: PageStore> IvfPq<S> {
             {
                 return Err(Error::Cancelled { added: steps.done() });
             }
-            match steps.needs_write() {
-                true => steps.write_step(self)?,
-                false => steps.plan_step(self)?,
-            }
+            steps.step(self)?;
         }
         if let Some(progress) = &mut options.progress {
             progress(total, total);

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hasher};
+use std::ops::Range;
 
 use ndarray::{ArrayView1, ArrayView2};
 use rayon::prelude::*;
@@ -24,10 +25,27 @@ pub(crate) fn slice<'a, T: Element>(row: ArrayView1<'a, T>) -> Cow<'a, [T]> {
     }
 }
 
+/// Coordinates that one step of a pass over the rows of a matrix reads, about.
+const STEP: usize = 1 << 24;
+
+/// The rows that a pass over a matrix of so many looks at in one step, after those before `from`.
+pub(crate) fn next_rows(from: usize, rows: usize, dim: usize) -> Range<usize> {
+    from..rows.min(from + (STEP / dim.max(1)).max(1))
+}
+
 /// Checks every row of a matrix; the first bad one, by row, is reported. Runs on the current thread pool.
 pub(crate) fn check_rows<T: Element>(space: &Space, vectors: &ArrayView2<'_, T>) -> Result<()> {
     space.check_shape::<T>(vectors.ncols())?;
-    let bad = (0..vectors.nrows())
+    check_some(space, vectors, 0..vectors.nrows())
+}
+
+/// The same for some rows of a matrix of the right shape.
+pub(crate) fn check_some<T: Element>(
+    space: &Space,
+    vectors: &ArrayView2<'_, T>,
+    rows: Range<usize>,
+) -> Result<()> {
+    let bad = rows
         .into_par_iter()
         .with_min_len(256)
         .find_map_first(|row| space.check(&slice(vectors.row(row)), row).err());
@@ -35,15 +53,15 @@ pub(crate) fn check_rows<T: Element>(space: &Space, vectors: &ArrayView2<'_, T>)
 }
 
 impl<S: PageStore> Rows<S> {
-    /// Checks rows that are to be added, or with `replace` to take the place of those that their keys have now, and
-    /// returns their keys. Runs on the current thread pool.
+    /// Checks the shape and the keys of rows that are to be added, or with `replace` to take the place of those that
+    /// their keys have now, and returns their keys.
     pub(crate) fn checked_keys<T: Element>(
         &self,
         vectors: &ArrayView2<'_, T>,
         keys: Option<&[u64]>,
         replace: bool,
     ) -> Result<Vec<u64>> {
-        check_rows(&self.space, vectors)?;
+        self.space.check_shape::<T>(vectors.ncols())?;
         match keys {
             Some(keys) if replace => self.known_keys(vectors.nrows(), keys),
             keys => self.new_keys(vectors.nrows(), keys),
@@ -102,38 +120,29 @@ fn check_unique(count: usize, keys: &[u64]) -> Result<()> {
     }
 }
 
-/// Takes rows that equal an earlier one out of the order, and returns them with that one.
-pub(crate) fn find_repeats<T: Element>(
+/// Hashes of rows of a matrix, those at some places of an order, each with its place. Runs on the current thread pool.
+pub(crate) fn hashes<T: Element>(
     vectors: &ArrayView2<'_, T>,
-    order: &mut Vec<u32>,
-) -> Vec<(u32, u32)> {
-    let mut hashed: Vec<(u64, u32)> = order
-        .par_iter()
-        .enumerate()
-        .map(|(position, &row)| {
-            let mut bytes = Vec::new();
-            T::extend_bytes(&slice(vectors.row(row as usize)), &mut bytes);
-            let mut hasher = DefaultHasher::new();
-            hasher.write(&bytes);
-            (hasher.finish(), position as u32)
-        })
-        .collect();
-    hashed.par_sort_unstable();
-    let mut repeats = Vec::new();
-    for same in hashed.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1) {
-        let first = order[same[0].1 as usize];
-        for &(_, position) in &same[1..] {
-            let row = order[position as usize];
-            // Bits, not values: -0.0 and 0.0 are the same number, but not given back the same.
-            let (mut a, mut b) = (Vec::new(), Vec::new());
-            T::extend_bytes(&slice(vectors.row(first as usize)), &mut a);
-            T::extend_bytes(&slice(vectors.row(row as usize)), &mut b);
-            if a == b {
-                repeats.push((row, first));
-                order[position as usize] = u32::MAX;
-            }
-        }
-    }
-    order.retain(|&row| row != u32::MAX);
-    repeats
+    order: &[u32],
+    places: Range<usize>,
+) -> Vec<(u64, u32)> {
+    let hash = |bytes: &mut Vec<u8>, place: usize| {
+        bytes.clear();
+        T::extend_bytes(&slice(vectors.row(order[place] as usize)), bytes);
+        let mut hasher = DefaultHasher::new();
+        hasher.write(bytes);
+        (hasher.finish(), place as u32)
+    };
+    places.into_par_iter().map_init(Vec::new, hash).collect()
+}
+
+/// Whether two rows of a matrix are the same. Bits, not values: -0.0 and 0.0 are the same number, but not given back
+/// the same.
+pub(crate) fn are_equal<T: Element>(vectors: &ArrayView2<'_, T>, a: u32, b: u32) -> bool {
+    let [a, b] = [a, b].map(|row| {
+        let mut bytes = Vec::new();
+        T::extend_bytes(&slice(vectors.row(row as usize)), &mut bytes);
+        bytes
+    });
+    a == b
 }

@@ -26,7 +26,7 @@ pub(crate) use codes::{Coder, Workshop, by_node, check_compact, compact_bits};
 pub(crate) use exact::{Batch, Copies, nearest};
 pub use filter::Filter;
 pub(crate) use filter::{Matcher, Plan};
-pub(crate) use input::{check_rows, find_repeats, slice};
+pub(crate) use input::{are_equal, check_rows, check_some, hashes, next_rows, slice};
 use keys::Keys;
 pub use meta::Kind;
 pub(crate) use meta::{
