@@ -73,6 +73,8 @@ class AnnDiskAnn(AnnHnsw):
 
     name = "ann-diskann"
     placement: str | None = None
+    # Below the k of 10: so many are expanded, and the others measured only.
+    few: tuple[int, ...] = (2, 4, 6, 8)
     asked: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
 
     def prepare(self, train: np.ndarray) -> None:
@@ -93,6 +95,9 @@ class AnnDiskAnn(AnnHnsw):
         )
         self.index.add(train if self.bytes is None else self.bytes, threads=self.task.threads)
 
+    def settings(self, n: int) -> list[Setting]:
+        return [{"ef": ef} for ef in self.few] + super().settings(n)
+
     def search(self, queries: np.ndarray, k: int, **setting: int) -> np.ndarray:
         if self.of_bytes:
             # Such queries are bytes to begin with.
@@ -107,6 +112,7 @@ class AnnDiskAnnCompact(AnnDiskAnn):
 
     name = "ann-diskann-compact"
     placement = "compact"
+    few = ()
 
 
 class AnnIvfPq(AnnDiskAnn):

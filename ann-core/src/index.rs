@@ -26,8 +26,9 @@ pub struct Hit {
 pub struct Search<'a> {
     /// How many hits to return, at least 1. Fewer are returned if the index or the filter has fewer.
     pub k: usize,
-    /// Size of the candidate pool in graph searches: more is slower and finds more. At least `k` is used. Without it,
-    /// what [`crate::Graph::tune`] has found, or the larger of 64 and `2 k`.
+    /// Size of the candidate pool in graph searches, also called list_size: more is slower and finds more. At least `k` is
+    /// used; but of fused lists no more candidates are expanded than this, even where it is below `k`: the others are
+    /// measured, and what they lead to is not looked at, for easy data and the fastest searches. Without it, what [`crate::Graph::tune`] has found, or the larger of 64 and `2 k`.
     pub ef: Option<usize>,
     /// Candidates of a [`crate::DiskAnn`] search that are fetched before the first of them is read: more hides more of
     /// the time that fetching takes, and spends more of it on candidates that better ones would have replaced. Without
@@ -140,9 +141,14 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
+    /// Candidates that are to be expanded, as long as that is what a pool is for: it may be less than `k`.
+    pub(crate) fn list_size(&self) -> usize {
+        self.ef.unwrap_or(DEFAULT_EF.max(2 * self.k.min(MAX_EF / 2)))
+    }
+
     /// The size of the candidate pool to use.
     pub(crate) fn pool_size(&self) -> usize {
-        self.ef.unwrap_or(DEFAULT_EF.max(2 * self.k.min(MAX_EF / 2))).max(self.k).min(MAX_EF)
+        self.list_size().max(self.k).min(MAX_EF)
     }
 }
 

@@ -295,3 +295,44 @@ fn cursors() {
     let recall = sum / 100.0;
     assert!(recall >= 0.93, "recall {recall}");
 }
+
+/// A list_size below `k`: as many hits as there are, at their exact distances, the same one by one and in batches, of
+/// the filter's keys only, and the fewer hops the smaller it is.
+#[test]
+fn lists_shorter_than_what_is_asked_for() {
+    let (set, index, exact) = pair();
+    let queries = set.queries.slice(s![..100, ..]);
+    let keys: Vec<u64> = (0..set.base.nrows() as u64).filter(|key| key % 3 > 0).collect();
+    for (k, filter) in [(10, Filter::None), (40, Filter::Keys(&keys)), (300, Filter::None)] {
+        let mut hops = Vec::new();
+        let mut recalls = Vec::new();
+        for list_size in [1, 4, k / 2, k] {
+            let search = Search::new(k).ef(list_size).filter(filter);
+            let (mut sum, mut found) = (0, 0);
+            let batch = index.search_batch(queries, &search, 1).unwrap();
+            for (query, together) in queries.rows().into_iter().zip(&batch) {
+                let query = query.to_vec();
+                let (hits, cost) = index.search_counted(&query, &search).unwrap();
+                assert_eq!((&hits, hits.len()), (together, k), "k {k}, list_size {list_size}");
+                let all = exact.search(&query, &Search::new(set.base.nrows()).filter(filter));
+                let all = all.unwrap();
+                for hit in &hits {
+                    let right = all.iter().find(|right| right.key == hit.key).unwrap();
+                    assert!((hit.distance - right.distance).abs() < 1e-5);
+                }
+                assert!(hits.is_sorted_by(|a, b| a.distance <= b.distance));
+                found += hits.iter().filter(|hit| hit.distance <= all[k - 1].distance).count();
+                sum += cost.hops;
+            }
+            hops.push(sum);
+            recalls.push(found);
+        }
+        assert!(hops.is_sorted_by(|a, b| a < b), "{hops:?}");
+        assert!(recalls.is_sorted() && recalls[0] > 0, "{recalls:?}");
+    }
+    // Fewer rows than are asked for.
+    let mut few = builder(Metric::L2sq).build().unwrap();
+    few.add(set.base.slice(s![..50, ..]), None, AddOptions::new()).unwrap();
+    let hits = few.search(&set.queries.row(0).to_vec(), &Search::new(100).ef(1)).unwrap();
+    assert_eq!(hits.len(), 50);
+}

@@ -182,7 +182,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             }
             return Ok((self.scan(scratch, ids, options.k, f32::INFINITY)?, cost));
         }
-        let (sizes, radius) = ((options.pool_size(), options.k), f32::NEG_INFINITY);
+        let (sizes, radius) = ((options.list_size(), options.k), f32::NEG_INFINITY);
         scratch.beam = options.beam;
         let cost = self.search_pool(scratch, &plan.matcher, sizes, radius, false)?;
         let limits = (options.k, f32::INFINITY);

@@ -60,6 +60,8 @@ pub(crate) struct Pool {
     /// Places of `ef` that repeats may still take, and how many of these have taken none yet.
     spare: usize,
     repeats: usize,
+    /// Of a full pool, so many of the nearest admitted are expanded and no more.
+    expands: usize,
     radius: f32,
     /// What comes within the radius is below it.
     least_bound: f32,
@@ -77,6 +79,7 @@ impl Pool {
         self.ef = ef;
         self.spare = 0;
         self.repeats = 0;
+        self.expands = usize::MAX;
         self.radius = radius;
         self.least_bound = radius.next_up();
         self.resumable = resumable;
@@ -85,6 +88,28 @@ impl Pool {
     /// Lets candidates that come again take places, until so many are left.
     pub(crate) fn shrink_to(&mut self, least: usize) {
         self.spare = self.ef.saturating_sub(least);
+    }
+
+    /// Once the pool is full, has only so many of the nearest admitted expanded.
+    pub(crate) fn expand_only(&mut self, expands: usize) {
+        self.expands = expands;
+    }
+
+    /// Takes note that what came from the pool last was not expanded after all: it does not count.
+    #[inline]
+    pub(crate) fn pass_over(&mut self) {
+        self.expands = self.expands.saturating_add(1);
+    }
+
+    /// Whether some of the pool are not to be expanded.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.expands < usize::MAX
+    }
+
+    /// The admitted candidates that have not been expanded, nearest first.
+    pub(crate) fn not_expanded(&self) -> impl Iterator<Item = (f32, u32)> {
+        let left = self.settled().iter().filter(|&candidate| candidate & (EXPANDED | OUTSIDE) == 0);
+        left.map(|&candidate| (distance(candidate), id(candidate)))
     }
 
     /// Takes note that candidates have come again: what a search meets it knows already, so there is less left to find.
@@ -185,6 +210,12 @@ impl Pool {
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<(u32, bool)> {
         debug_assert!(self.coming.is_empty());
+        if self.is_limited() && self.admitted >= self.ef {
+            let before = self.candidates[..self.next].iter();
+            if before.filter(|&candidate| candidate & OUTSIDE == 0).count() >= self.expands {
+                return None;
+            }
+        }
         let candidate = self.candidates.get_mut(self.next)?;
         let popped = *candidate;
         *candidate |= EXPANDED;
@@ -337,6 +368,28 @@ mod tests {
         assert_eq!(pool.size(), 6);
         pool.met_again(10 * REPEATS, 1, true);
         assert_eq!(pool.size(), 7);
+    }
+
+    #[test]
+    fn of_a_full_pool_the_nearest_few_are_expanded() {
+        let mut pool = Pool::default();
+        pool.reset(4, f32::NEG_INFINITY, false);
+        pool.expand_only(2);
+        (1..=3).for_each(|id| pool.insert(id as f32, id, id != 1));
+        pool.settle();
+        assert_eq!(
+            (pool.pop(), pool.pop(), pool.pop()),
+            (Some((1, false)), Some((2, true)), Some((3, true)))
+        );
+        (4..=6).for_each(|id| pool.insert(id as f32, id, true));
+        pool.settle();
+        assert_eq!(pool.pop(), None);
+        assert_eq!(pool.not_expanded().collect::<Vec<_>>(), [(4.0, 4), (5.0, 5)]);
+        pool.insert(0.5, 9, true);
+        pool.settle();
+        assert_eq!((pool.pop(), pool.pop()), (Some((9, true)), None));
+        pool.expand_only(usize::MAX);
+        assert_eq!((pool.pop(), pool.pop()), (Some((4, true)), None));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Searching: down the hierarchy by greedy steps, then best-first at the bottom.
 
 use crate::error::{Error, Result};
-use crate::index::{Cost, Hit};
+use crate::index::{Cost, Hit, MAX_EF};
 use crate::page::PageStore;
 use crate::rows::{LINKS, Matcher, NODES, NONE, Rows, UPPER, WHOLE};
 
-use super::pool::Pool;
+use super::pool::{Pool, sorting};
 use super::search::{Met, Scratch};
 use super::{Fused, Graph, Topology, fused, links};
 
@@ -132,7 +132,8 @@ pub(super) fn best_first<S: PageStore>(
 }
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
-    /// Searches the bottom level for the scratch's probe, for at least `least` candidates of `ef` in the end.
+    /// Searches the bottom level for the scratch's probe, for at least `least` candidates of `ef` in the end. Of fused
+    /// lists only `ef` are expanded if that is less; the others are measured.
     pub(super) fn search_pool(
         &self,
         scratch: &mut Scratch,
@@ -170,11 +171,16 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     ) -> Result<Cost> {
         let rows = &self.rows;
         let mut cost = Cost::default();
-        let ef = if self.shape.fused.is_some() { with_repeats(ef) } else { ef };
+        let is_fused = self.shape.fused.is_some();
+        let (expands, pool) = (ef, ef.max(least).min(MAX_EF));
+        let ef = if is_fused { with_repeats(pool) } else { pool };
         scratch.pool.reset(ef, radius, resumable);
+        if is_fused && expands < pool {
+            scratch.pool.expand_only(expands);
+        }
         // A search that may be resumed returns all that it expands.
         scratch.found.reset(if resumable { usize::MAX } else { least }, radius, false);
-        scratch.estimated = self.shape.fused.is_some();
+        scratch.estimated = is_fused;
         scratch.pool.shrink_to(least);
         (scratch.hops, scratch.scored) = (0, 0);
         let Some(entry) = entry(rows)? else {
@@ -243,14 +249,44 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             return best_first(rows, scratch, 0, admit);
         };
         let beam = scratch.beam.unwrap_or(Fused::beam(rows.array(WHOLE)?.size()));
-        scratch.best_first(
-            beam,
-            |node, part| rows.prefetch_part(WHOLE, node, part),
-            |step, met, batch, query| {
-                fused::expand(rows, fused, &step, met, batch, query).map(Some)
-            },
-            admit,
-        )
+        loop {
+            scratch.best_first(
+                beam,
+                |node, part| rows.prefetch_part(WHOLE, node, part),
+                |step, met, batch, query| {
+                    fused::expand(rows, fused, &step, met, batch, query).map(Some)
+                },
+                admit,
+            )?;
+            if self.is_complete(scratch)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Measures what a search of fused lists was not to expand. False if there is less than was asked for: the search
+    /// then has to go on without that limit.
+    pub(super) fn is_complete(&self, scratch: &mut Scratch) -> Result<bool> {
+        let Scratch { pool, found, best, batch, probe, .. } = scratch;
+        if !pool.is_limited() {
+            return Ok(true);
+        }
+        let is_left = |&(distance, id): &(f32, u32)| best.is_best(id, sorting(distance));
+        batch.ids.clear();
+        batch.ids.extend(pool.not_expanded().filter(is_left).map(|(_, id)| id));
+        pool.expand_only(usize::MAX);
+        if found.len() + batch.ids.len() < found.size() {
+            return Ok(false);
+        }
+        batch.score(&self.rows, probe)?;
+        scratch.scored += batch.ids.len() as u64;
+        for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
+            if distance < found.bound() {
+                found.insert(distance, id, true);
+            }
+        }
+        found.settle();
+        Ok(true)
     }
 
     /// The hits for graph nodes in ascending order of distance: each node and its twins, up to `k`.

@@ -131,6 +131,7 @@ impl Scratch {
             && let Some(candidate) = self.pool.pop()
         {
             if self.estimated && !self.best.expand(candidate.0) {
+                self.pool.pass_over();
                 continue;
             }
             self.ahead.push_back(candidate);

@@ -75,7 +75,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             let Some(at) = left.next() else { return Ok(None) };
             let query = slice(queries.row(at));
             rows.query(&query, first + at, &mut scratch.row, &mut scratch.probe)?;
-            let sizes = (options.pool_size(), options.k);
+            let sizes = (options.list_size(), options.k);
             self.approach(scratch, sizes, f32::NEG_INFINITY, false)?;
             scratch.enter(admit)?;
             scratch.set_out(beam, &mut { fetch });
@@ -109,6 +109,9 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 }
                 if fused.is_none() {
                     self.rerank(scratch)?;
+                } else if !self.is_complete(scratch)? {
+                    scratch.set_out(beam, &mut { fetch });
+                    continue;
                 }
                 found[*at] = self.hits(self.found(scratch).admitted(), &plan.matcher, options.k)?;
                 match begin(scratch, admit)? {

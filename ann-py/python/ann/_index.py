@@ -627,8 +627,10 @@ class DiskANN(_Graph):
 
         Args:
             q, k, filter, threads: as there.
-            list_size: candidates that the search keeps; `ef` is another name for it. None for what
-                `tune` has found, else the larger of 64 and 2 k.
+            list_size: candidates that the search keeps; `ef` is another name for it. Below k, where
+                codes are fused, so many are expanded and the rest of the k measured only: the
+                fastest searches of easy data. None for what `tune` has found, else the larger of
+                64 and 2 k.
             beam: candidates that are fetched before the first of them is read, from 1 to 64; None
                 for what suits the size of the index's records.
 
