@@ -1,7 +1,7 @@
 //! Insertion in batches, parallel and yet the same for any number of threads.
 //!
-//! All rows are looked through first, see `survey`. Many for an empty index are a batch of their own, see `load`; else a batch is at most 2 % of the graph.
-//! Its vectors are stored first (*stage*), where nothing refers to them yet.
+//! All rows are looked through first, see `survey`. Many for an empty index are a batch of their own, see `load`; else
+//! a batch is at most 2 % of the graph. Its vectors are stored first (*stage*), where nothing refers to them yet.
 //! Then each searches the graph, which stands still, for its neighbours; the edges back to it are grouped by the
 //! node that they start from, and each such node gets its new list computed (*plan*: parallel, nothing written).
 //! At last the changes are made one small write at a time (*apply*): a new node's own links; its birth, in which it

@@ -185,8 +185,8 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
     /// One step of planning, mostly a fraction of a second long.
     ///
     /// # Errors
-    /// Those of the vectors, as [`crate::Index::add`], of the store, [`Error::OutOfMemory`], and [`Error::Changed`] if somebody else changed the index: it is
-    /// valid, and holds the rows done so far.
+    /// Those of the vectors, as [`crate::Index::add`], of the store, [`Error::OutOfMemory`], and [`Error::Changed`] if
+    /// somebody else changed the index: it is valid, and holds the rows done so far.
     pub fn plan_step<S: PageStore>(&mut self, index: &IvfPq<S>) -> Result<()> {
         index.rows.check_mark(&self.mark)?;
         let pool = &self.pool;
