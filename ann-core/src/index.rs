@@ -26,9 +26,10 @@ pub struct Hit {
 pub struct Search<'a> {
     /// How many hits to return, at least 1. Fewer are returned if the index or the filter has fewer.
     pub k: usize,
-    /// Size of the candidate pool in graph searches, also called list_size: more is slower and finds more. At least `k` is
-    /// used; but of fused lists no more candidates are expanded than this, even where it is below `k`: the others are
-    /// measured, and what they lead to is not looked at, for easy data and the fastest searches. Without it, what [`crate::Graph::tune`] has found, or the larger of 64 and `2 k`.
+    /// Size of the candidate pool in graph searches, their list_size: more is slower and finds more. At least `k` is
+    /// used; but of fused lists no more candidates are expanded than this even where it is below `k`. The others are
+    /// measured, and what they lead to is not looked at: the fastest searches, of easy data. Without it, what
+    /// [`crate::Graph::tune`] has found, or the larger of 64 and `2 k`.
     pub ef: Option<usize>,
     /// Candidates of a [`crate::DiskAnn`] search that are fetched before the first of them is read: more hides more of
     /// the time that fetching takes, and spends more of it on candidates that better ones would have replaced. Without
