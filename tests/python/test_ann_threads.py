@@ -299,10 +299,12 @@ def test_progress_bars(
 
 
 SCRIPT = """if True:
-    import json, sys, threading, time
+    import json, signal, sys, threading, time
     import numpy as np
     import ann
 
+    # A shell that started the tests in the background has had them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     kind, what = sys.argv[1:]
     x = np.random.default_rng(0).normal(size=(200_000, 64)).astype("f4")
     index = getattr(ann, kind)(64)
