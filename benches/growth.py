@@ -47,10 +47,11 @@ def plot(names: list[str], runs: list[dict[str, Any]], path: Path) -> None:
         points = [(n, qps) for n, qps in found if qps]
         if points:
             axes.plot(*zip(*points), label=name, marker="o")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    # The scale brings a formatter of its own.
     axes.set_xscale("log", base=2)
     axes.set_xticks([run["n"] for run in runs])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("vectors")
     axes.set_ylabel("queries per second on one thread")
