@@ -280,12 +280,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             }
             read += batch.ids.len() as u64;
             batch.score_below(&self.rows, probe, bound)?;
-            for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
-                if distance < found.bound() {
-                    found.insert(distance, id, true);
-                }
-            }
-            found.settle();
+            found.take_in(&batch.ids, &batch.distances);
         }
     }
 

@@ -175,6 +175,16 @@ impl Pool {
         self.admitted += usize::from(admitted);
     }
 
+    /// Adds admitted candidates, those below the bound, and settles.
+    pub(crate) fn take_in(&mut self, ids: &[u32], distances: &[f32]) {
+        for (&id, &distance) in ids.iter().zip(distances) {
+            if distance < self.bound {
+                self.insert(distance, id, true);
+            }
+        }
+        self.settle();
+    }
+
     /// Takes in what has come, behind what is as near, and drops what the pool no longer has room for.
     #[inline]
     pub(crate) fn settle(&mut self) {

@@ -280,12 +280,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
         batch.score(&self.rows, probe)?;
         scratch.scored += batch.ids.len() as u64;
-        for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
-            if distance < found.bound() {
-                found.insert(distance, id, true);
-            }
-        }
-        found.settle();
+        found.take_in(&batch.ids, &batch.distances);
         Ok(true)
     }
 

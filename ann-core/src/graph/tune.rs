@@ -4,7 +4,7 @@ use ndarray::ArrayView2;
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::index::{DEFAULT_EF, Index, MAX_EF, Search};
+use crate::index::{Index, MAX_EF, Search};
 use crate::page::PageStore;
 use crate::rows::Change;
 use crate::threads;
@@ -85,7 +85,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         let meta = &self.rows.meta;
         let twice = k.saturating_mul(2);
         let ef = match (meta.rerank.get() as usize, meta.probes.get() as usize) {
-            (0, _) => DEFAULT_EF.max(twice),
+            (0, _) => Search::new(k).list_size(),
             (ef, of) if k <= of => ef.max(k),
             (ef, _) => ef.max(twice),
         };
