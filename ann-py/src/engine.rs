@@ -167,6 +167,27 @@ impl Engine {
     }
 }
 
+/// Has an engine's index, if `$of` knows its kind, find what reaches a recall, and keep it; evaluates to what was found.
+macro_rules! tuned {
+    (($engine:expr, $py:expr, $q:expr, $k:expr, $recall:expr, $threads:expr), $of:ident, $find:ident, $keep:ident) => {{
+        $engine.check_writable()?;
+        let (k, threads) = (whole("k", $k, 1..=u64::MAX)?, input::threads($threads)?);
+        let queries = $engine.vectors($q)?;
+        let _turn = $engine.shared.take_turn($py)?;
+        typed!(queries, rows => $py.detach(|| {
+            let find = |held: &Held| {
+                $of!(held, index => Ok(index.$find(rows, k, $recall, threads)?), else other_kind())
+            };
+            // However long that takes, no write waits for it: nobody else has the turn.
+            let tuned = find($engine.shared.read().index()?)?;
+            $engine.shared.write(|held| {
+                $of!(held, index => Ok(index.$keep(tuned)?), else other_kind())
+            })?;
+            Answer::Ok(tuned)
+        }))
+    }};
+}
+
 #[pymethods]
 impl Engine {
     #[staticmethod]
@@ -379,21 +400,8 @@ impl Engine {
         recall: f64,
         threads: &Bound<'_, PyAny>,
     ) -> Answer<(usize, usize, f64)> {
-        self.check_writable()?;
-        let (k, threads) = (whole("k", k, 1..=u64::MAX)?, input::threads(threads)?);
-        let queries = self.vectors(q)?;
-        let _turn = self.shared.take_turn(py)?;
-        typed!(queries, rows => py.detach(|| {
-            let find = |held: &Held| {
-                lists_of!(held, index => Ok(index.find_effort(rows, k, recall, threads)?), else other_kind())
-            };
-            // However long that takes, no write waits for it: nobody else has the turn.
-            let tuned = find(self.shared.read().index()?)?;
-            self.shared.write(|held| {
-                lists_of!(held, index => Ok(index.keep_effort(tuned)?), else other_kind())
-            })?;
-            Ok((tuned.probes, tuned.rerank, tuned.recall))
-        }))
+        let tuned = tuned!((self, py, q, k, recall, threads), lists_of, find_effort, keep_effort)?;
+        Ok((tuned.probes, tuned.rerank, tuned.recall))
     }
 
     /// The size of a search's pool, and recall, chosen for a recall; only of a graph.
@@ -405,21 +413,8 @@ impl Engine {
         recall: f64,
         threads: &Bound<'_, PyAny>,
     ) -> Answer<(usize, f64)> {
-        self.check_writable()?;
-        let (k, threads) = (whole("k", k, 1..=u64::MAX)?, input::threads(threads)?);
-        let queries = self.vectors(q)?;
-        let _turn = self.shared.take_turn(py)?;
-        typed!(queries, rows => py.detach(|| {
-            let find = |held: &Held| {
-                graph_of!(held, index => Ok(index.find_ef(rows, k, recall, threads)?), else other_kind())
-            };
-            // As for lists.
-            let tuned = find(self.shared.read().index()?)?;
-            self.shared.write(|held| {
-                graph_of!(held, index => Ok(index.keep_ef(tuned)?), else other_kind())
-            })?;
-            Ok((tuned.ef, tuned.recall))
-        }))
+        let tuned = tuned!((self, py, q, k, recall, threads), graph_of, find_ef, keep_ef)?;
+        Ok((tuned.ef, tuned.recall))
     }
 
     /// Joins sparse blocks; only of an IVF-PQ index.
