@@ -36,6 +36,7 @@ pub mod kernel;
 mod metric;
 mod open;
 mod page;
+mod rerank;
 mod rows;
 mod seed;
 mod shared;

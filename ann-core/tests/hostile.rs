@@ -10,8 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ann_core::testing::Rng;
 use ann_core::{
-    AddOptions, AnyIndex, DType, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, IvfPq, MemStore,
-    Metric, PageId, PageStore, Placement, Result, Search, Topology,
+    AddOptions, AnyIndex, DType, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, IvfPq,
+    IvfPqBuilder, MemStore, Metric, PageId, PageStore, Placement, Result, Search, Topology,
 };
 use common::metered::{Metered, ran_out};
 use ndarray::{Array2, s};
@@ -152,8 +152,18 @@ fn flat() -> Flat {
 
 /// Lists with all there can be in them: full and open blocks, unused ones, retired lists, free slots.
 fn lists(metric: Metric, bits: u8) -> IvfPq {
-    let builder = IvfPq::builder(DIM).metric(metric).lists(9).train_at(100).bits(bits);
-    let builder = builder.spill(bits == 8);
+    let builder = IvfPq::builder(DIM).metric(metric).bits(bits);
+    filled_lists(builder.spill(bits == 8))
+}
+
+/// [`lists`] without vectors, with codes of so many bits in their place, or without any.
+fn lists_of_codes(metric: Metric, code_bits: u8) -> IvfPq {
+    let builder = IvfPq::builder(DIM).metric(metric).vectors(None).code_bits(code_bits);
+    filled_lists(builder.spill(code_bits == 0))
+}
+
+fn filled_lists(builder: IvfPqBuilder) -> IvfPq {
+    let builder = builder.lists(9).train_at(100);
     let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
     index.add(rows(400, 1).view(), None, AddOptions::new().threads(1)).unwrap();
     let near = Array2::from_shape_fn((150, DIM), |(i, j)| (i * j % 7 + 1) as f32);
@@ -458,6 +468,13 @@ fn searching_damaged_lists() {
     hunt("meta", 300, false, &image, forge_meta);
     let image = Image::of(lists(Metric::Cosine, 8).store());
     hunt("forged codes of bytes", 200, false, &image, forge_lists);
+    for (metric, code_bits) in [(Metric::Cosine, 4), (Metric::L2sq, 0)] {
+        let image = Image::of(lists_of_codes(metric, code_bits).store());
+        let what = format!("{code_bits} bits instead of vectors");
+        hunt(&what, 150, false, &image, scatter);
+        hunt(&what, 150, false, &image, forge_lists);
+        hunt(&what, 200, false, &image, forge_meta);
+    }
 }
 
 #[test]
@@ -466,6 +483,13 @@ fn changing_damaged_lists() {
     hunt("bytes", 200, true, &image, scatter);
     hunt("forged", 400, true, &image, forge_lists);
     hunt("meta", 200, true, &image, forge_meta);
+    for (metric, code_bits) in [(Metric::L2sq, 8), (Metric::Cosine, 0)] {
+        let image = Image::of(lists_of_codes(metric, code_bits).store());
+        let what = format!("{code_bits} bits instead of vectors");
+        hunt(&what, 100, true, &image, scatter);
+        hunt(&what, 150, true, &image, forge_lists);
+        hunt(&what, 150, true, &image, forge_meta);
+    }
 }
 
 #[test]
@@ -473,11 +497,14 @@ fn damages_of_lists_that_verify_has_to_see() {
     let whole = Image::of(lists(Metric::L2sq, 4).store());
     IvfPq::open_in(whole.store()).unwrap().verify().unwrap();
     let stride = whole.word(0, STRIDES + 16 * UPPER) as usize;
-    let used = (0..whole.word(0, UPPER_RECORDS)).find(|&block| {
-        let (page, at) = whole.record(UPPER, block);
-        (0..32).all(|lane| whole.word(page, at + 64 + 128 + 4 * lane) != u32::MAX)
-    });
-    let block = used.expect("a full block");
+    let full = |image: &Image| {
+        let used = (0..image.word(0, UPPER_RECORDS)).find(|&block| {
+            let (page, at) = image.record(UPPER, block);
+            (0..32).all(|lane| image.word(page, at + 64 + 128 + 4 * lane) != u32::MAX)
+        });
+        used.expect("a full block")
+    };
+    let block = full(&whole);
     // Codes of three sub-quantizers, addends, slots; the rest chains.
     for (what, from) in [("a code", 3), ("an addend", 64 + 2), ("a slot", 64 + 128)] {
         let mut image = whole.clone();
@@ -493,6 +520,20 @@ fn damages_of_lists_that_verify_has_to_see() {
         let verified = IvfPq::open_in(image.store()).and_then(|index| index.verify());
         assert!(verified.is_err(), "not seen: {what}");
     }
+    // Without vectors, addends tell of codes, and codes of their own have factors that can be.
+    let image = Image::of(lists_of_codes(Metric::L2sq, 0).store());
+    IvfPq::open_in(image.store()).unwrap().verify().unwrap();
+    for from in [3, 64 + 2] {
+        let (mut image, block) = (image.clone(), full(&image));
+        let (page, at) = image.record(UPPER, block);
+        image.0[page][at + from] ^= 1 << 4;
+        assert!(IvfPq::open_in(image.store()).and_then(|index| index.verify()).is_err());
+    }
+    let mut image = Image::of(lists_of_codes(Metric::L2sq, 8).store());
+    IvfPq::open_in(image.store()).unwrap().verify().unwrap();
+    let (page, at) = image.record(VECTORS, 3);
+    image.set_word(page, at + 4, f32::NAN.to_bits());
+    assert!(IvfPq::open_in(image.store()).unwrap().verify().is_err(), "no factor of a code");
     let mut image = whole.clone();
     image.set_word(0, ENTRY, u32::MAX);
     assert!(IvfPq::open_in(image.store()).unwrap().verify().is_err(), "unused blocks are lost");

@@ -5,6 +5,7 @@
 
 use crate::element::MAX_DIM;
 use crate::kernel::hadamard::{self, Hadamard};
+use crate::kernel::wide::wide;
 use crate::seed::mix;
 
 /// Two pairs: each pair spreads any coordinate over all, the second makes the outcome look random.
@@ -75,6 +76,48 @@ impl Rotation {
         out.resize(self.padded, 0.0);
         self.hadamard.rounds(out, &self.factors);
     }
+
+    /// Makes `out` what [`Rotation::apply`] has rotated to `rotated`, up to rounding: the rounds one after the other
+    /// from the last to the first, each of which its own transposed undoes.
+    ///
+    /// # Panics
+    /// If `rotated` does not have [`padded`](Rotation::padded) coordinates.
+    pub fn undo(&self, rotated: &[f32], out: &mut Vec<f32>) {
+        assert_eq!(rotated.len(), self.padded, "a rotated vector");
+        out.clear();
+        out.extend_from_slice(rotated);
+        let window = hadamard::window(self.padded);
+        let rounds = self.factors.chunks_exact(self.padded).enumerate();
+        wide(
+            #[inline(always)]
+            || {
+                for (round, factors) in rounds.rev() {
+                    if hadamard::joins(self.padded, round) {
+                        butterflies(out, self.padded / 2);
+                    }
+                    let windowed = &mut out[hadamard::start(self.padded, round)..][..window];
+                    let mut half = 1;
+                    while half < window {
+                        butterflies(windowed, half);
+                        half *= 2;
+                    }
+                    out.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+                }
+            },
+        );
+        out.truncate(self.dim);
+    }
+}
+
+/// Butterflies at a distance of `half`.
+#[inline(always)]
+fn butterflies(values: &mut [f32], half: usize) {
+    for pair in values.chunks_exact_mut(2 * half) {
+        let (front, back) = pair.split_at_mut(half);
+        for (a, b) in front.iter_mut().zip(back) {
+            (*a, *b) = (*a + *b, *a - *b);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -108,6 +151,11 @@ mod tests {
             let size = (dot(&a, &a) * dot(&b, &b)).sqrt();
             prop_assert!((dot(&ra, &rb) - dot(&a, &b)).abs() <= 2e-6 * size);
             prop_assert!((dot(&ra, &ra) - dot(&a, &a)).abs() <= 2e-6 * dot(&a, &a));
+            let mut back = Vec::new();
+            rotation.undo(&ra, &mut back);
+            let most = 1e-5 * dot(&a, &a).sqrt();
+            prop_assert_eq!(back.len(), dim);
+            prop_assert!(back.iter().zip(&a).all(|(x, y)| f64::from((x - y).abs()) <= most));
         }
     }
 

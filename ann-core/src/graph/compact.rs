@@ -11,10 +11,9 @@
 
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
-use crate::index::{Exact, Hit};
+use crate::error::Result;
 use crate::page::PageStore;
-use crate::rows::{Batch, CODES, Change, LINKS, Rows, State, UPPER, Workshop};
+use crate::rows::{Batch, CODES, Change, LINKS, State, UPPER, Workshop};
 
 use super::fused::BLOCK;
 use super::index::{Graph, Topology};
@@ -22,10 +21,6 @@ use super::links::{self, target};
 use super::load::LOAD_ROWS;
 use super::search::{Met, Scratch, Step};
 
-/// Rows, at most, that a centre is the mean of.
-const CENTRE_ROWS: usize = 4096;
-/// Rows that have to be there for their mean to say anything of those to come.
-const LEAST_ROWS: usize = 32;
 /// Codes that one writing step makes.
 const STEP: u32 = 4096;
 /// Nodes for each in the sample of entry points, and nodes in it at most; each costs a search an estimate.
@@ -41,9 +36,6 @@ pub(super) struct Coding {
     next: u32,
     pieces: u32,
 }
-
-/// A candidate for an exact distance: its estimate, its slot and its key.
-pub(super) type Estimated = (f32, u32, u64);
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Whether searches start from a sample that is scored by codes of nodes: there are such, and no levels.
@@ -61,11 +53,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Chooses a centre from the vectors in the graph.
     pub(super) fn begin_coding(&mut self) -> Result<Coding> {
         let live = self.live()?;
-        let count = live.len().min(CENTRE_ROWS);
-        let rows = &self.rows;
-        let centre = mean(rows, (0..count).map(|at| live[at * live.len() / count]), |id, row| {
-            rows.row(id, row)
-        })?;
+        let centre = self.rows.mean_of(&live)?;
         let slots = u64::from(self.rows.slots());
         self.rows.reserve(CODES, slots)?;
         Ok(Coding { next: 0, pieces: self.rows.put_centre(&centre)? })
@@ -111,28 +99,6 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         let mut change = Change::default();
         change.put_record(self.rows.array(CODES)?, id, code)?;
         self.rows.commit(&mut change).map(|_| ())
-    }
-
-    /// Chooses what the codes of an index without vectors are relative to, before it has any, from what it is about to
-    /// be given: rows as they would be stored.
-    pub(super) fn choose_centre(
-        &mut self,
-        count: usize,
-        row: impl Fn(usize, &mut Vec<u8>),
-    ) -> Result<()> {
-        let meta = &self.rows.meta;
-        let is_first = meta.slots.get() == 0 && meta.coded.get() == 0;
-        if self.rows.has_vectors() || !is_first || count < LEAST_ROWS {
-            return Ok(());
-        }
-        let sample = count.min(CENTRE_ROWS);
-        let ids = (0..sample).map(|at| (at * count / sample) as u32);
-        let centre = mean(&self.rows, ids, |at, out| {
-            row(at as usize, out);
-            Ok(())
-        })?;
-        let pieces = self.rows.put_centre(&centre)?;
-        self.rows.use_codes(pieces)
     }
 
     fn live(&self) -> Result<Vec<u32>> {
@@ -284,35 +250,6 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
     }
 
-    /// The `k` nearest within `radius` of candidates in the order of their estimates, by the caller's own distances.
-    pub(super) fn rerank_by(
-        &self,
-        scratch: &Scratch,
-        candidates: impl Iterator<Item = Estimated>,
-        (k, radius): (usize, f32),
-        exact: Exact<'_>,
-    ) -> Result<Vec<Hit>> {
-        let mut hits: Vec<Hit> = Vec::new();
-        for (estimate, id, key) in candidates {
-            let worst = hits.last().filter(|_| hits.len() >= k);
-            let bound = worst.map_or(radius, |worst| worst.distance.min(radius));
-            let slack = self.rows.slack(crate::rows::VECTORS, &scratch.probe.asked, id)?;
-            if estimate - slack > bound {
-                continue;
-            }
-            let Some(distance) = exact(key)? else { continue };
-            if distance.is_nan() {
-                return Err(Error::parameter("exact", distance, "a distance for each key"));
-            }
-            if distance <= bound {
-                let at = hits.partition_point(|hit| hit.distance <= distance);
-                hits.insert(at, Hit { key, distance });
-                hits.truncate(k);
-            }
-        }
-        Ok(hits)
-    }
-
     /// The codes by node are those of their vectors, and entry points are nodes of the graph.
     pub(super) fn verify_by_node(&self, in_graph: impl Fn(u32) -> Result<bool>) -> Result<()> {
         let rows = &self.rows;
@@ -339,21 +276,4 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
         Ok(())
     }
-}
-
-/// The mean of rows, as floats of the space.
-fn mean<S: PageStore>(
-    rows: &Rows<S>,
-    ids: impl ExactSizeIterator<Item = u32>,
-    read: impl Fn(u32, &mut Vec<u8>) -> Result<()>,
-) -> Result<Vec<f32>> {
-    let share = (ids.len() as f64).recip();
-    let (mut row, mut floats) = (Vec::new(), Vec::new());
-    let mut mean = vec![0f64; rows.space.dim];
-    for id in ids {
-        read(id, &mut row)?;
-        rows.space.floats(&row, &mut floats);
-        mean.iter_mut().zip(&floats).for_each(|(mean, &value)| *mean += f64::from(value) * share);
-    }
-    Ok(mean.into_iter().map(|value| value as f32).collect())
 }

@@ -10,17 +10,15 @@ use rayon::prelude::*;
 use crate::element::{DType, Element};
 use crate::error::{Error, Result};
 use crate::index::check_radius;
-use crate::index::{
-    AddOptions, Cost, Cursor, CursorState, Exact, Filter, Hit, Index, Search, Stats,
-};
+use crate::index::{AddOptions, Cost, Cursor, CursorState, Filter, Hit, Index, Search, Stats};
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, PageStore};
+use crate::rerank::{self, Estimated, rerank, rerank_all};
 use crate::rows::{Kind, Matcher, Meta, Plan, Rows, State, check_rows, nearest};
 use crate::seed::mix;
 use crate::threads;
 
-use super::compact::Estimated;
 use super::fused::Fused;
 use super::insert::Insertion;
 use super::search::Scratch;
@@ -178,7 +176,8 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             let cost = Cost { hops: 0, distances: ids.len() as u64 };
             if let Some(exact) = options.exact {
                 let limits = (options.k, f32::INFINITY);
-                return Ok((self.scan_by(scratch, ids, limits, exact)?, cost));
+                let all = ids.iter().copied();
+                return Ok((rerank_all(&self.rows, &scratch.probe, all, limits, exact)?, cost));
             }
             return Ok((self.scan(scratch, ids, options.k, f32::INFINITY)?, cost));
         }
@@ -211,33 +210,13 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 true
             })?;
         }
-        self.rerank_by(scratch, candidates.into_iter(), (k, radius), exact)
-    }
-
-    /// [`Graph::scan`] by the caller's own distances.
-    fn scan_by(
-        &self,
-        scratch: &Scratch,
-        ids: &[u32],
-        limits: (usize, f32),
-        exact: Exact<'_>,
-    ) -> Result<Vec<Hit>> {
-        let all = ids.iter().copied();
-        let found = nearest(&self.rows, &scratch.probe, all, usize::MAX, f32::INFINITY)?;
-        let with_key = |&(estimate, id): &(f32, u32)| {
-            self.rows.node(id).map(|node| (estimate, id, node.key.get()))
-        };
-        let candidates: Result<Vec<Estimated>> = found.iter().map(with_key).collect();
-        self.rerank_by(scratch, candidates?.into_iter(), limits, exact)
+        rerank(&self.rows, &scratch.probe, candidates.into_iter(), (k, radius), exact)
     }
 
     /// Checks options at the door.
     fn check(&self, options: &Search<'_>) -> Result<()> {
         options.check()?;
-        match options.exact.is_some() && self.rows.has_vectors() {
-            true => Err(Error::parameter("exact", "given", "none: the index keeps its vectors")),
-            false => Ok(()),
-        }
+        rerank::check(&self.rows, options)
     }
 
     /// The options of a search for so many, checked, with the index's own `ef` if they have none.
@@ -393,7 +372,8 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
         self.rows.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         if let Some(ids) = &plan.exact {
             if let Some(exact) = options.exact {
-                return self.scan_by(scratch, ids, (usize::MAX, radius), exact);
+                let (all, limits) = (ids.iter().copied(), (usize::MAX, radius));
+                return rerank_all(&self.rows, &scratch.probe, all, limits, exact);
             }
             return self.scan(scratch, ids, usize::MAX, radius);
         }

@@ -23,7 +23,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::graph::prune::{Candidate, Pruner};
 use crate::page::PageStore;
-use crate::rows::{LINKS, Mark, NODES, NONE, Node, Space, State, UPPER, VECTORS, Workshop, slice};
+use crate::rows::{LINKS, Mark, NODES, NONE, Node, State, UPPER, VECTORS, Workshop, slice};
 use crate::threads;
 
 use super::apply::apply_merge;
@@ -385,11 +385,9 @@ impl<'a, T: Element> Insertion<'a, T> {
         let left = self.order.len() - self.next;
         if self.next == 0 && !index.rows.has_vectors() {
             let (vectors, order) = (&self.vectors, &self.order);
-            let space = &index.rows.space;
-            let space = Space::new(space.dim, space.dtype, space.metric, Some(space.isa()))?;
-            index.choose_centre(order.len(), |at, row| {
-                row.clear();
-                space.encode(&slice(vectors.row(order[at] as usize)), row);
+            let mut row = Vec::new();
+            index.rows.choose_centre(order.len(), |space, at, floats| {
+                space.floats_of(&slice(vectors.row(order[at] as usize)), &mut row, floats);
             })?;
         }
         let rows = &mut index.rows;

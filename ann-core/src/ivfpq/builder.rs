@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
-use crate::rows::{ALONG, ArrayMeta, Kind, MAX_SLOTS, Rows, SPILL, Space};
+use crate::rows::{
+    ALONG, ArrayMeta, Coder, Kind, MAX_SLOTS, NO_VECTORS, Rows, SPILL, Space, compact_bits,
+};
 
 use super::lists::{Block, LIST_BYTES};
 use super::{BLOCKS, BOOK, CENTROIDS, IvfPq, LISTS};
@@ -17,6 +19,8 @@ pub struct IvfPqBuilder {
     metric: Metric,
     dtype: DType,
     vectors: Option<DType>,
+    keeps_vectors: bool,
+    code_bits: Option<u8>,
     lists: Option<usize>,
     subvectors: Option<usize>,
     bits: u8,
@@ -35,6 +39,8 @@ impl IvfPqBuilder {
             metric: Metric::L2sq,
             dtype: DType::F32,
             vectors: None,
+            keeps_vectors: true,
+            code_bits: None,
             lists: None,
             subvectors: None,
             bits: 4,
@@ -61,8 +67,27 @@ impl IvfPqBuilder {
 
     /// What vectors are stored as, for exact distances: `dtype`, which it is unless it is set, or `f16` where that is
     /// `f32`. Halves take half the space, and distances are theirs; a value beyond 65,504 is refused.
-    pub fn vectors(mut self, vectors: DType) -> IvfPqBuilder {
-        self.vectors = Some(vectors);
+    ///
+    /// `None` keeps only codes of them; [`IvfPqBuilder::code_bits`] says which. Results carry estimates then, squared
+    /// distances near zero even below it, unless a search is given the caller's own distances
+    /// ([`crate::Search::exact`]).
+    pub fn vectors(mut self, vectors: impl Into<Option<DType>>) -> IvfPqBuilder {
+        self.vectors = vectors.into();
+        self.keeps_vectors = self.vectors.is_some();
+        self
+    }
+
+    /// Bits a coordinate of the codes (RaBitQ, arXiv 2409.09913) by which candidates are reranked where vectors are not
+    /// kept: 1, 2, 4 or 8; these also stand in for vectors in all that learns from them or moves them to other lists.
+    /// Unless it is set, 4, or 8 up to 64 dimensions. They are relative to the mean of the vectors that come first, if
+    /// these are 32 or more in one call.
+    ///
+    /// With 0 there are none, and what the lists have is all that is known of a vector: hits are the nearest by these
+    /// codes. Such an index has to have lists before it is given vectors, by [`IvfPq::train`] or by
+    /// [`IvfPqBuilder::train_at`] rows in the first call; it does not train itself anew, and
+    /// [`IvfPq::rebalance`] leaves it as it is.
+    pub fn code_bits(mut self, code_bits: u8) -> IvfPqBuilder {
+        self.code_bits = Some(code_bits);
         self
     }
 
@@ -136,15 +161,24 @@ impl IvfPqBuilder {
     pub fn build(self) -> Result<IvfPq> {
         let space = self.space()?;
         let block = self.block(MAX_PAGE_SIZE)?.stride();
+        let code = self.row_code_bits(MAX_PAGE_SIZE)?;
+        let row = match (self.keeps_vectors, code) {
+            (true, _) => space.stride(),
+            (false, 0) => 0,
+            (false, bits) => Coder::stride_of(self.dim, bits),
+        };
         // Bytes that a page size takes for 32 vectors and their block.
         let bytes = |size: usize| {
-            let of = |stride: usize| match (size - HEADER) / stride {
+            let of = |stride: usize| match (size - HEADER) / stride.max(1) {
+                _ if stride == 0 => 0.0,
                 0 => (stride.div_ceil(size - HEADER) * size) as f64,
                 whole => size as f64 / whole as f64,
             };
-            32.0 * of(space.stride()) + of(block)
+            32.0 * of(row) + of(block)
         };
-        let sizes = (13..=20).map(|log| 1usize << log).filter(|size| block <= size - HEADER);
+        // Only vectors may lie on several pages.
+        let whole = if self.keeps_vectors { block } else { block.max(row) };
+        let sizes = (13..=20).map(|log| 1usize << log).filter(|size| whole <= size - HEADER);
         let least = sizes.clone().map(bytes).fold(f64::INFINITY, f64::min);
         let page_size = sizes.clone().find(|&size| bytes(size) <= 1.02 * least);
         self.build_in(MemStore::new(page_size.unwrap_or(MAX_PAGE_SIZE))?)
@@ -153,12 +187,13 @@ impl IvfPqBuilder {
     /// An empty index in a store that has no pages yet.
     ///
     /// # Errors
-    /// As [`IvfPqBuilder::build`], [`Error::Parameter`] if the store's pages are too small for a block of 32 codes, and
-    /// those of the store.
+    /// As [`IvfPqBuilder::build`], [`Error::Parameter`] if the store's pages are too small for a block of 32 codes or for
+    /// a code that stands in for a vector, and those of the store.
     pub fn build_in<S: PageStore>(self, store: S) -> Result<IvfPq<S>> {
         let space = self.space()?;
         let block = self.block(store.page_size())?;
         let page_size = store.page_size();
+        let code_bits = self.row_code_bits(page_size)?;
         let number = |value: Option<usize>| (value.unwrap_or(0) as u32).into();
         let rows = Rows::create(store, Kind::IvfPq, space, |meta| {
             let array = |stride| ArrayMeta::part(stride, 0, stride, None);
@@ -168,6 +203,9 @@ impl IvfPqBuilder {
             meta.arrays[BOOK] = array(page_size - HEADER);
             meta.m = (block.subs as u32).into();
             meta.code_bits = self.bits;
+            if !self.keeps_vectors {
+                (meta.stored, meta.by_node) = (NO_VECTORS, code_bits);
+            }
             let along = self.anisotropic && self.metric != Metric::L2sq;
             meta.entries = u8::from(along) * ALONG + u8::from(self.spill) * SPILL;
             meta.ef_construction = number(self.lists);
@@ -201,16 +239,34 @@ impl IvfPqBuilder {
         Ok(block)
     }
 
+    /// Bits a coordinate of the codes that are rows, on pages of this size; 0 if there are none.
+    fn row_code_bits(&self, page_size: usize) -> Result<u8> {
+        let room = page_size - HEADER;
+        match (self.keeps_vectors, self.code_bits) {
+            (true, None) => return Ok(0),
+            (true, Some(bits)) => {
+                let allowed =
+                    "none given where vectors are kept: these are what candidates are reranked by";
+                return Err(Error::parameter("code_bits", bits, allowed));
+            }
+            (false, Some(0)) => return Ok(0),
+            (false, _) => {}
+        }
+        let bits = self.code_bits.unwrap_or_else(|| compact_bits(self.dim, room));
+        if !matches!(bits, 1 | 2 | 4 | 8) {
+            return Err(Error::parameter("code_bits", bits, "0, 1, 2, 4 or 8"));
+        }
+        let bytes = Coder::stride_of(self.dim, bits);
+        if bytes > room {
+            let allowed = format!("at least {}, for a code of {bytes} bytes", bytes + HEADER);
+            return Err(Error::parameter("page size", page_size, allowed));
+        }
+        Ok(bits)
+    }
+
     fn space(&self) -> Result<Space> {
         let stored = self.vectors.unwrap_or(self.dtype);
-        if stored != self.dtype && (self.dtype, stored) != (DType::F32, DType::F16) {
-            let allowed = match self.dtype {
-                DType::F32 => "f32 or f16, for elements of type f32".into(),
-                dtype => format!("{dtype}, for elements of that type"),
-            };
-            return Err(Error::parameter("vectors", stored, allowed));
-        }
-        let space = Space::storing(self.dim, self.dtype, stored, self.metric, self.isa)?;
+        let space = Space::narrowed(self.dim, self.dtype, stored, self.metric, self.isa)?;
         if !matches!(self.bits, 4 | 8) {
             return Err(Error::parameter("bits", self.bits, "4 or 8"));
         }

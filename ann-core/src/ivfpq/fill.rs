@@ -331,6 +331,7 @@ impl<'a, T: Element> Filling<'a, T> {
         };
         let rows = &mut index.rows;
         if self.done == 0 {
+            self.source.choose_centre(rows)?;
             let slots = u64::from(rows.slots()).max(self.owners.len() as u64);
             rows.reserve(VECTORS, slots)?;
             rows.reserve(NODES, slots)?;
@@ -339,8 +340,7 @@ impl<'a, T: Element> Filling<'a, T> {
         let last = self.order.len().min(self.done + count);
         let (mut row, mut births) = (Vec::new(), Vec::<(u32, Node)>::new());
         for (&at, &id) in self.order[self.done..last].iter().zip(&self.slots[self.done..last]) {
-            row.clear();
-            rows.space.encode(&slice(vectors.row(at as usize)), &mut row);
+            rows.encode(&slice(vectors.row(at as usize)), &mut row)?;
             rows.put_row(id, &row)?;
             // Slots that are used again may lie anywhere.
             let follows = births.last().is_none_or(|&(before, _)| before + 1 == id);
@@ -367,6 +367,10 @@ impl<'a, T: Element> Filling<'a, T> {
         if self.done == 0 {
             index.abandon()?;
             let rows = &mut index.rows;
+            rows.choose_centre(lists, |_, at, floats| {
+                floats.clear();
+                floats.extend_from_slice(model.centroid(at));
+            })?;
             let book = model.pq.book().as_bytes();
             let body = rows.array(BOOK)?.size();
             rows.reserve(BOOK, book.len().div_ceil(body) as u64)?;

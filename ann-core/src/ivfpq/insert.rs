@@ -84,6 +84,9 @@ impl<'a, T: Element> Adding<'a, T> {
     /// One step of writing, under these keys.
     pub(super) fn write<S: PageStore>(&mut self, index: &mut IvfPq<S>, keys: &[u64]) -> Result<()> {
         let Source::Batch(vectors) = &self.source else { return Ok(()) };
+        if self.coded.start == 0 {
+            self.source.choose_centre(&mut index.rows)?;
+        }
         if self.coded.start == 0 && !self.replace {
             let rows = &mut index.rows;
             let slots = u64::from(rows.slots()).max((rows.len() + self.source.len()) as u64);
@@ -95,8 +98,7 @@ impl<'a, T: Element> Adding<'a, T> {
         let mut row = Vec::new();
         let next = self.coded.start..self.coded.end.min(self.coded.start + count);
         for (at, &key) in next.clone().zip(&keys[next]) {
-            row.clear();
-            index.rows.space.encode(&slice(vectors.row(at)), &mut row);
+            index.rows.encode(&slice(vectors.row(at)), &mut row)?;
             let old = if self.replace { index.rows.id_of(key)? } else { None };
             let entries = [&self.entries, &self.seconds];
             let [coded, second] =

@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::error::{Error, Result};
 use crate::kernel::fastscan::{BLOCK, get_nibbles, nibble_bytes, put_nibbles};
 use crate::page::{PageId, PageStore};
-use crate::rows::{ALONG, Change, NONE, Rows, SPILL};
+use crate::rows::{ALONG, CENTRED, Change, NONE, Rows, SPILL};
 
 use super::model::{book_at, book_pages};
 use super::{BLOCKS, IvfPq, LISTS};
@@ -504,12 +504,19 @@ pub(super) fn shape_of<S: PageStore>(rows: &Rows<S>) -> Result<Block> {
         let what = format!("{subs} sub-quantizers of {} bits", meta.code_bits);
         return Err(Error::corrupt(0, what));
     }
-    if meta.entries & !(ALONG | SPILL) != 0 {
+    if meta.entries & !(ALONG | SPILL | CENTRED) != 0 {
         return Err(Error::corrupt(0, format!("entries of kind {}", meta.entries)));
     }
     if S::SHARED && meta.spills() {
         let allowed = "false where others change the index at the same time";
         return Err(Error::parameter("spill", true, allowed));
+    }
+    if S::SHARED && !rows.has_rows() {
+        let allowed = "1, 2, 4 or 8 where others change the index at the same time";
+        return Err(Error::parameter("code_bits", 0, allowed));
+    }
+    if meta.entries & CENTRED != 0 && rows.row_code_bits() == 0 {
+        return Err(Error::corrupt(0, "a centre of no codes"));
     }
     if meta.train_at.get() == 0 {
         return Err(Error::corrupt(0, "train_at = 0"));

@@ -1,12 +1,16 @@
 //! Measuring candidates by their vectors, nearest by code first, until no more are likely to be among the nearest.
 //!
+//! Where vectors are not kept, it is done by codes of higher precision, or by the caller's own distances of what is
+//! nearest by these; without such codes, hits are the nearest by the codes of lists, or what the caller says of them.
+//!
 //! How far estimates are off is seen as candidates are measured. The others are left out once even an estimate that is
 //! several deviations too far would not bring them among the nearest.
 
 use crate::error::Result;
-use crate::index::Cost;
+use crate::index::{Cost, Exact, Hit};
 use crate::metric::Metric;
 use crate::page::PageStore;
+use crate::rerank::{Estimated, Ranked, rerank};
 use crate::rows::VECTORS;
 
 use super::IvfPq;
@@ -67,6 +71,10 @@ impl<S: PageStore> IvfPq<S> {
         let Scratch { collected, found, batch, probe, .. } = scratch;
         let candidates = &collected.candidates;
         found.clear();
+        if !self.rows.has_rows() {
+            found.extend(candidates.iter().take(k));
+            return Ok(());
+        }
         let mut bound = f32::INFINITY;
         let mut errors = Errors::default();
         let deviations = deviations(self.rows.space.metric);
@@ -99,5 +107,47 @@ impl<S: PageStore> IvfPq<S> {
         }
         found.sort_unstable();
         Ok(())
+    }
+
+    /// The `k` nearest of the candidates by the caller's own distances.
+    pub(super) fn measure_by(
+        &self,
+        scratch: &mut Scratch,
+        k: usize,
+        exact: Exact<'_>,
+        cost: &mut Cost,
+    ) -> Result<Vec<Hit>> {
+        let Scratch { collected, batch, probe, .. } = scratch;
+        let candidates = &collected.candidates;
+        let limits = (k, f32::INFINITY);
+        if self.rows.has_rows() {
+            batch.ids.clear();
+            batch.ids.extend(candidates.iter().map(|&candidate| candidate as u32));
+            batch.score(&self.rows, probe)?;
+            cost.distances += batch.ids.len() as u64;
+            let mut estimated: Vec<Estimated> = Vec::with_capacity(batch.ids.len());
+            for (&estimate, &slot) in batch.distances.iter().zip(&batch.ids) {
+                let node = self.rows.node(slot)?;
+                if node.is_visible() {
+                    estimated.push((estimate, slot, node.key.get()));
+                }
+            }
+            estimated.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            return rerank(&self.rows, probe, estimated.into_iter(), limits, exact);
+        }
+        let mut ranked = Ranked::new(exact, limits);
+        let mut errors = Errors::default();
+        let deviations = deviations(self.rows.space.metric);
+        for (at, &candidate) in candidates.iter().enumerate() {
+            let (estimate, slot) = unkey(candidate);
+            let known = at >= KNOWN.max(k) && ranked.is_full() && !collected.takes_all;
+            if known && errors.least(estimate, deviations) > ranked.bound() {
+                break;
+            }
+            if let Some(distance) = ranked.measure(self.rows.node(slot)?.key.get())? {
+                errors.add(distance - estimate);
+            }
+        }
+        Ok(ranked.hits())
     }
 }

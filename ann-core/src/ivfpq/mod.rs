@@ -49,6 +49,7 @@ use crate::index::{AddOptions, Cost, Cursor, CursorState, Filter, Hit, Index, Se
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, MemStore, PageStore};
+use crate::rerank;
 use crate::rows::{CODES, Kind, Plan, Rows, UPPER, UPPER_CODES, WHOLE, check_rows, slice};
 use crate::threads;
 
@@ -157,9 +158,14 @@ impl<S: PageStore> IvfPq<S> {
         self.block.bits
     }
 
-    /// What vectors are stored as.
-    pub fn vectors(&self) -> DType {
-        self.rows.space.stored
+    /// What vectors are stored as; `None` if only codes of them are.
+    pub fn vectors(&self) -> Option<DType> {
+        self.rows.has_vectors().then_some(self.rows.space.stored)
+    }
+
+    /// Bits a coordinate of the codes by which candidates are reranked where vectors are not kept; 0 if there are none.
+    pub fn code_bits(&self) -> u8 {
+        self.rows.row_code_bits()
     }
 
     /// Lists that a search reads, and candidates that it measures for ten hits, unless it is told otherwise.
@@ -182,7 +188,7 @@ impl<S: PageStore> IvfPq<S> {
         options.check()?;
         let mut walk = Box::<Walk>::default();
         let Scratch { row, probe, .. } = &mut walk.scratch;
-        self.rows.space.query(query, 0, row, probe)?;
+        self.rows.query(query, 0, row, probe)?;
         walk.effort = self.effort(options);
         Ok(Cursor::new(self.rows.mark(), CursorState::Lists(walk)))
     }
@@ -208,8 +214,15 @@ impl<S: PageStore> IvfPq<S> {
     }
 
     fn plan<'a>(&self, options: &Search<'a>) -> Result<Plan<'a>> {
+        options.check()?;
+        rerank::check(&self.rows, options)?;
         let enough = if self.is_trained() { self.effort(options).rerank } else { usize::MAX };
-        self.rows.plan(options.filter, enough)
+        let mut plan = self.rows.plan(options.filter, enough)?;
+        if !self.rows.has_rows() {
+            // What is known of vectors is in the lists.
+            plan.exact = None;
+        }
+        Ok(plan)
     }
 
     fn search_one<T: Element>(
@@ -220,7 +233,7 @@ impl<S: PageStore> IvfPq<S> {
         plan: &Plan<'_>,
     ) -> Result<(Vec<Hit>, Cost)> {
         let scratch = &mut *self.scratch();
-        self.rows.space.query(query, row, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.query(query, row, &mut scratch.row, &mut scratch.probe)?;
         self.search_planned(scratch, options, plan)
     }
 
@@ -233,7 +246,7 @@ impl<S: PageStore> IvfPq<S> {
         plan: &Plan<'_>,
     ) -> Result<Vec<Vec<Hit>>> {
         let (model, k) = (self.model()?, options.k.min(self.rows.len()));
-        let (Some(model), None, 1..) = (model, &plan.exact, k) else {
+        let (Some(model), None, None, 1..) = (model, &plan.exact, options.exact, k) else {
             let search = |row: usize| {
                 let query = slice(queries.row(row));
                 self.search_one(&query, row, options, plan).map(|(hits, _)| hits)
@@ -244,7 +257,7 @@ impl<S: PageStore> IvfPq<S> {
         for row in rows {
             let mut scratch = self.scratch();
             let Scratch { row: bytes, probe, .. } = &mut *scratch;
-            self.rows.space.query(&slice(queries.row(row)), row, bytes, probe)?;
+            self.rows.query(&slice(queries.row(row)), row, bytes, probe)?;
             scratches.push(scratch);
         }
         let effort = self.effort(options);
@@ -311,7 +324,6 @@ impl<S: PageStore> Index for IvfPq<S> {
         query: &[T],
         options: &Search<'_>,
     ) -> Result<(Vec<Hit>, Cost)> {
-        options.check()?;
         self.search_one(query, 0, options, &self.plan(options)?)
     }
 
@@ -321,7 +333,6 @@ impl<S: PageStore> Index for IvfPq<S> {
         options: &Search<'_>,
         threads: usize,
     ) -> Result<Vec<Vec<Hit>>> {
-        options.check()?;
         let plan = self.plan(options)?;
         let group = |rows: Range<usize>| self.search_group(queries, rows, options, &plan);
         if threads == 1 {
@@ -350,11 +361,10 @@ impl<S: PageStore> Index for IvfPq<S> {
         radius: f32,
         options: &Search<'_>,
     ) -> Result<Vec<Hit>> {
-        options.check()?;
         check_radius(radius)?;
         let plan = self.plan(options)?;
         let scratch = &mut *self.scratch();
-        self.rows.space.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
+        self.rows.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         self.search_range(scratch, radius, options, &plan)
     }
 

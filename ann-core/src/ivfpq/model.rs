@@ -269,14 +269,32 @@ impl Model {
         }
         decoded.resize(self.dim, 0.0);
         self.pq.decode(codes, decoded);
-        let (mut addend, mut missed, mut square) = (0f64, 0f64, 0f64);
-        for ((x, r), c) in decoded.iter().zip(&*residual).zip(centroid) {
-            addend += f64::from(*x) * (f64::from(*x) + 2.0 * f64::from(*c));
+        let addend = self.addend(decoded, at);
+        let (mut missed, mut square) = (0f64, 0f64);
+        for (x, r) in decoded.iter().zip(&*residual) {
             missed += f64::from(r - x).powi(2);
             square += f64::from(*r).powi(2);
         }
-        let addend = if self.metric == Metric::L2sq { addend as f32 } else { 0.0 };
         Encoded { addend, missed: missed.sqrt() as f32, square: square as f32 }
+    }
+
+    /// What is added to the distances of an entry of the list at a place of the model whose codes stand for `decoded`.
+    fn addend(&self, decoded: &[f32], at: usize) -> f32 {
+        if self.metric != Metric::L2sq {
+            return 0.0;
+        }
+        let mut addend = 0f64;
+        for (x, c) in decoded.iter().zip(self.centroid(at)) {
+            addend += f64::from(*x) * (f64::from(*x) + 2.0 * f64::from(*c));
+        }
+        addend as f32
+    }
+
+    /// [`Model::addend`] of codes.
+    pub(super) fn addend_of(&self, codes: &[u8], at: usize, scratch: &mut Scratch) -> f32 {
+        scratch.decoded.resize(self.dim, 0.0);
+        self.pq.decode(codes, &mut scratch.decoded);
+        self.addend(&scratch.decoded, at)
     }
 }
 

@@ -335,7 +335,8 @@ impl<S: PageStore> IvfPq<S> {
     /// Splits lists that have grown past twice the mean, and gives the entries of those below an eighth of it to
     /// others; all other lists stay as they are. An index of which that would make more than a quarter new, or that has
     /// four times as many rows as at its training and was not told how many lists to make, is trained anew instead.
-    /// Searches in between find everything. `threads` as for adding. O(m lists dim) for the m entries of those lists.
+    /// Searches in between find everything. Without vectors and codes that stand in for them nothing is done: entries
+    /// that moved would have to be encoded anew, from what their codes have kept. `threads` as for adding. O(m lists dim) for the m entries of those lists.
     ///
     /// # Errors
     /// [`Error::Parameter`] for `threads`, and as [`IvfPq::compact`].

@@ -2,16 +2,17 @@
 //!
 //! 1. Lists are read in the order of what is to be expected of them (`rank.rs`), a round of them at a time (`collect.rs`).
 //! 2. A block of 32 codes is scored at once (`scan.rs`); what is near enough by code becomes a candidate.
-//! 3. Candidates are measured by their vectors, nearest by code first (`measure.rs`).
+//! 3. Candidates are measured by their vectors, or by what stands in for these, nearest by code first (`measure.rs`).
 //!
 //! Queries of a batch read lists together (`together.rs`).
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Result;
-use crate::index::{Cost, Hit, Search};
+use crate::index::{Cost, Exact, Hit, Search};
 use crate::metric::Metric;
 use crate::page::PageStore;
+use crate::rerank::{Ranked, rerank_all};
 use crate::rows::{Batch, Matcher, Plan, Probe, nearest};
 
 use super::IvfPq;
@@ -82,18 +83,18 @@ impl<S: PageStore> IvfPq<S> {
         if k == 0 {
             return Ok((Vec::new(), Cost::default()));
         }
-        let Some(model) = self.model()? else {
-            return self.exact(scratch, plan, k, f32::INFINITY);
+        let (Some(model), None) = (self.model()?, &plan.exact) else {
+            return self.exact(scratch, plan, (k, f32::INFINITY), options.exact);
         };
-        if plan.exact.is_some() {
-            return self.exact(scratch, plan, k, f32::INFINITY);
-        }
         let mut effort = self.effort(options);
         // While an entry moves there are two of it.
         effort.twice |= S::SHARED;
         let mut cost = Cost::default();
         self.collect(model, scratch, &plan.matcher, effort, &mut cost)?;
         self.ask(&scratch.collected.candidates);
+        if let Some(exact) = options.exact {
+            return Ok((self.measure_by(scratch, k, exact, &mut cost)?, cost));
+        }
         self.measure(scratch, k, &mut cost)?;
         Ok((self.hits(&scratch.found)?, cost))
     }
@@ -103,8 +104,8 @@ impl<S: PageStore> IvfPq<S> {
         &self,
         scratch: &Scratch,
         plan: &Plan<'_>,
-        k: usize,
-        radius: f32,
+        (k, radius): (usize, f32),
+        exact: Option<Exact<'_>>,
     ) -> Result<(Vec<Hit>, Cost)> {
         let ids = match (&plan.exact, &plan.matcher) {
             (Some(ids), _) => ids.clone(),
@@ -116,6 +117,10 @@ impl<S: PageStore> IvfPq<S> {
             }
         };
         let cost = Cost { hops: 0, distances: ids.len() as u64 };
+        if let Some(exact) = exact {
+            let (all, limits) = (ids.into_iter(), (k, radius));
+            return Ok((rerank_all(&self.rows, &scratch.probe, all, limits, exact)?, cost));
+        }
         let found = nearest(&self.rows, &scratch.probe, ids.into_iter(), k, radius)?;
         let hit = |(distance, id)| Ok(Hit { key: self.rows.node(id)?.key.get(), distance });
         Ok((found.into_iter().map(hit).collect::<Result<_>>()?, cost))
@@ -142,18 +147,17 @@ impl<S: PageStore> IvfPq<S> {
         options: &Search<'_>,
         plan: &Plan<'_>,
     ) -> Result<Vec<Hit>> {
-        let Some(model) = self.model()? else {
-            return Ok(self.exact(scratch, plan, usize::MAX, radius)?.0);
+        let (Some(model), None) = (self.model()?, &plan.exact) else {
+            return Ok(self.exact(scratch, plan, (usize::MAX, radius), options.exact)?.0);
         };
-        if plan.exact.is_some() {
-            return Ok(self.exact(scratch, plan, usize::MAX, radius)?.0);
-        }
         let Scratch { row, prepared, collected, .. } = scratch;
         self.prepare(model, row, prepared);
         let probes = options.probes.unwrap_or(model.len());
         let turns = collected.ranking.all(model, &prepared.floats);
-        let limit = radius + self.slack(model, prepared, radius);
-        let mut slots = Vec::new();
+        let by_codes = !self.rows.has_rows() && options.exact.is_none();
+        let slack = if by_codes { 0.0 } else { self.slack(model, prepared, radius) };
+        let limit = radius + slack;
+        let mut near = Vec::new();
         let mut cost = Cost::default();
         for turn in turns.into_iter().take(probes) {
             // What is not a number is no reason to leave something out.
@@ -167,17 +171,33 @@ impl<S: PageStore> IvfPq<S> {
                 &plan.matcher,
                 (&mut bound, true),
                 &mut cost,
-                |_, slot| {
-                    slots.push(slot);
+                |distance, slot| {
+                    near.push(key(distance, slot));
                     all
                 },
             )?;
         }
-        if self.rows.meta.spills() {
-            slots.sort_unstable();
-            slots.dedup();
+        if by_codes || self.rows.meta.spills() {
+            near.sort_unstable_by_key(|&near| (near as u32, near));
+            near.dedup_by_key(|near| *near as u32);
         }
-        let found = nearest(&self.rows, &scratch.probe, slots.into_iter(), usize::MAX, radius)?;
+        if by_codes {
+            near.sort_unstable();
+            return self.hits(&near);
+        }
+        let slots = near.into_iter().map(|near| near as u32);
+        if let Some(exact) = options.exact {
+            let limits = (usize::MAX, radius);
+            if self.rows.has_rows() {
+                return rerank_all(&self.rows, &scratch.probe, slots, limits, exact);
+            }
+            let mut ranked = Ranked::new(exact, limits);
+            for slot in slots {
+                ranked.measure(self.rows.node(slot)?.key.get())?;
+            }
+            return Ok(ranked.hits());
+        }
+        let found = nearest(&self.rows, &scratch.probe, slots, usize::MAX, radius)?;
         let found: Vec<u64> = found.into_iter().map(|(distance, id)| key(distance, id)).collect();
         self.hits(&found)
     }

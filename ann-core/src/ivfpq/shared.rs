@@ -34,7 +34,7 @@ impl<S: PageStore> SharedIndex for IvfPq<S> {
     }
 
     fn vectors(&self) -> Option<DType> {
-        Some(self.rows.space.stored)
+        IvfPq::vectors(self)
     }
 
     fn refresh(&mut self) -> Result<()> {
@@ -47,8 +47,8 @@ impl<S: PageStore> SharedIndex for IvfPq<S> {
         self.rows.space.check(vector, 0)?;
         self.refresh()?;
         let (mut row, mut floats) = (Vec::new(), Vec::new());
+        self.rows.space.floats_of(vector, &mut row, &mut floats);
         self.rows.encode(vector, &mut row)?;
-        self.rows.space.floats(&row, &mut floats);
         let (id, _) = self.rows.claim(|_| 0)?;
         self.rows.put_row(id, &row)?;
         loop {

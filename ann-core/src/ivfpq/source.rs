@@ -37,9 +37,7 @@ pub(super) struct Floats {
 impl Floats {
     /// Becomes the vector in a slot.
     pub(super) fn load<S: PageStore>(&mut self, rows: &Rows<S>, slot: u32) -> Result<()> {
-        rows.row(slot, &mut self.row)?;
-        rows.space.floats(&self.row, &mut self.values);
-        Ok(())
+        rows.floats(slot, &mut self.row, &mut self.values)
     }
 }
 
@@ -69,12 +67,20 @@ impl<T: Element> Source<'_, T> {
         match self {
             Source::Slots(slots) => floats.load(rows, slots[at]),
             Source::Batch(vectors) => {
-                floats.row.clear();
-                rows.space.encode(&slice(vectors.row(at)), &mut floats.row);
-                rows.space.floats(&floats.row, &mut floats.values);
+                let Floats { row, values } = floats;
+                rows.space.floats_of(&slice(vectors.row(at)), row, values);
                 Ok(())
             }
         }
+    }
+
+    /// Chooses what the codes of rows are relative to, if these are the first that an index is given.
+    pub(super) fn choose_centre<S: PageStore>(&self, rows: &mut Rows<S>) -> Result<()> {
+        let Source::Batch(vectors) = self else { return Ok(()) };
+        let mut row = Vec::new();
+        rows.choose_centre(vectors.nrows(), |space, at, floats| {
+            space.floats_of(&slice(vectors.row(at)), &mut row, floats);
+        })
     }
 
     /// One vector drawn from each of `count` equal parts, one after the other. Runs on the current thread pool.

@@ -36,6 +36,9 @@ pub struct IvfPqSteps<'a, T> {
     /// Slots that an interrupted replacement has left.
     unsettled: Vec<u32>,
     work: Work<'a, T>,
+    /// Rows that are added once there are lists, which is then the second half of the work.
+    later: Option<Source<'a, T>>,
+    halved: bool,
     mark: Mark,
 }
 
@@ -79,6 +82,12 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
         let train_at = index.rows.meta.train_at.get() as usize;
         let source = Source::Batch(vectors);
         let loads = !index.is_trained() && index.rows.len() == 0 && count >= train_at;
+        if !index.is_trained() && !loads && !index.rows.has_rows() && count > 0 {
+            let allowed = format!(
+                "at least {train_at} in the first call, or any number once the index is trained: it keeps of its vectors                  only what its lists have"
+            );
+            return Err(Error::parameter("rows", count, allowed));
+        }
         let work = match loads {
             true => Work::Learn(Learning::new(), source, Fill::Newborn),
             false => Work::Add(Adding::new(source, replace)),
@@ -101,6 +110,9 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
     ) -> Result<IvfPqSteps<'a, T>> {
         let pool = threads::pool(threads)?;
         index.rows.space.check_shape::<T>(vectors.ncols())?;
+        if !index.rows.has_rows() && index.rows.len() > 0 {
+            return Err(Error::NoVectors);
+        }
         if vectors.nrows() == 0 {
             return Err(Error::parameter("vectors", "0 rows", "at least 1"));
         }
@@ -117,7 +129,18 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
     ) -> Result<IvfPqSteps<'a, T>> {
         let (unsettled, mark) = (index.unsettled()?, index.rows.mark());
         let keys = Vec::new();
-        Ok(IvfPqSteps { pool, keys, rows: 0, unchecked: None, unsettled, work, mark })
+        let (later, halved) = (None, false);
+        Ok(IvfPqSteps {
+            pool,
+            keys,
+            rows: 0,
+            unchecked: None,
+            unsettled,
+            work,
+            later,
+            halved,
+            mark,
+        })
     }
 
     /// The keys of the rows that are added, in the order of the rows.
@@ -129,6 +152,7 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
     pub fn done(&self) -> usize {
         match &self.work {
             Work::Add(adding) => adding.done(),
+            _ if self.later.is_some() => 0,
             Work::Learn(_, _, Fill::Newborn) => 0,
             Work::Fill(filling) if filling.is_newborn() => filling.born(),
             _ => self.keys.len(),
@@ -138,7 +162,9 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
     /// The share of the work that is done, as a number of rows; training that comes of added rows has no share.
     pub fn progress(&self) -> usize {
         let share = match &self.work {
+            Work::Add(adding) if self.halved => return (self.rows + adding.done()) / 2,
             Work::Add(adding) => return adding.done(),
+            Work::Fill(_) if self.later.is_some() => 0.5,
             Work::Learn(learning, _, Fill::Newborn | Fill::Others) => 0.5 * learning.share(),
             Work::Fill(filling) if filling.counts() => 0.5 + 0.5 * filling.share(),
             _ => 1.0,
@@ -202,11 +228,18 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
             Work::Learn(learning, source, fill) => {
                 if let Some(model) = learning.step(index, source, pool)? {
                     let (trained, fill) = (source.len(), *fill);
+                    let mut is_newborn = fill == Fill::Newborn;
+                    if is_newborn && !index.rows.has_rows() {
+                        // A row that is in the index has an entry at any time.
+                        self.later = Some(source.clone());
+                        (self.halved, is_newborn) = (true, false);
+                    }
                     let source = match fill {
-                        Fill::Others => Source::Slots(index.rows.visible(|_| true)?),
-                        Fill::Newborn | Fill::Same => source.clone(),
+                        Fill::Same => source.clone(),
+                        Fill::Newborn if is_newborn => source.clone(),
+                        _ => Source::Slots(index.rows.visible(|_| true)?),
                     };
-                    let newborn = (fill == Fill::Newborn).then(|| self.keys.clone());
+                    let newborn = is_newborn.then(|| self.keys.clone());
                     let counts = fill != Fill::Same;
                     let filling = Filling::new(source, newborn, model, trained, counts);
                     self.work = Work::Fill(Box::new(filling));
@@ -264,7 +297,10 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
             Work::Learn(..) | Work::Done => false,
         };
         if done {
-            self.work = Work::Done;
+            self.work = match self.later.take() {
+                Some(source) => Work::Add(Adding::new(source, false)),
+                None => Work::Done,
+            };
         }
         Ok(())
     }
@@ -279,8 +315,8 @@ impl IvfPqSteps<'static, f32> {
         let pool = threads::pool(threads)?;
         let work = match (index.training_is_due(), index.is_trained()) {
             (true, _) => retraining(index)?,
-            (false, true) => Work::Balance(Box::default()),
-            (false, false) => Work::Done,
+            (false, true) if index.rows.has_rows() => Work::Balance(Box::default()),
+            (false, _) => Work::Done,
         };
         IvfPqSteps::new(index, pool, work)
     }
@@ -335,8 +371,8 @@ impl<S: PageStore> IvfPq<S> {
     /// from all that will come. A progress function is told of shares of all rows. O((n + rows) lists dim).
     ///
     /// # Errors
-    /// As [`Index::add`](crate::Index::add); [`Error::Parameter`] without vectors; [`Error::Cancelled`]: the index is
-    /// as it was.
+    /// As [`Index::add`](crate::Index::add); [`Error::Parameter`] without vectors; [`Error::NoVectors`] if the index has
+    /// vectors and keeps nothing of them that could be encoded anew; [`Error::Cancelled`]: the index is as it was.
     pub fn train<T: Element>(
         &mut self,
         vectors: ArrayView2<'_, T>,

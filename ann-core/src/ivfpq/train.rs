@@ -166,6 +166,10 @@ impl<S: PageStore> IvfPq<S> {
 
     /// Whether the index has so many rows that it should be trained, or trained anew for more lists.
     pub(super) fn training_is_due(&self) -> bool {
+        if !self.rows.has_rows() {
+            // There is nothing to learn from any more.
+            return false;
+        }
         let rows = self.rows.len() as u64;
         match self.is_trained() {
             true => self.has_outgrown(),

@@ -3,7 +3,7 @@
 use ndarray::ArrayView2;
 
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::{Cost, Index, Search};
 use crate::page::PageStore;
 use crate::rows::Change;
@@ -34,13 +34,15 @@ pub struct Tuned {
 impl<S: PageStore> IvfPq<S> {
     /// Finds the cheapest `probes` and `rerank` with which the `k` nearest of the queries (of 256 of them at most) are
     /// found with a recall, and has the index keep them: searches use them unless they are told otherwise. If nothing
-    /// reaches the recall, what comes nearest is kept. `threads` as for searches.
+    /// reaches the recall, what comes nearest is kept. `threads` as for searches. Where codes stand in for vectors, the
+    /// nearest are those by these codes.
     ///
     /// [`IvfPq::find_effort`] and [`IvfPq::keep_effort`] in one.
     ///
     /// # Errors
     /// [`Error::Parameter`](crate::Error::Parameter) without queries, for an empty index, `k` = 0, or a recall outside
-    /// (0, 1]; those of searches and of the store.
+    /// (0, 1]; [`Error::NoVectors`] without vectors and codes that stand in for them: there is no truth then; those of
+    /// searches and of the store.
     pub fn tune<T: Element>(
         &mut self,
         queries: ArrayView2<'_, T>,
@@ -64,6 +66,9 @@ impl<S: PageStore> IvfPq<S> {
         recall: f64,
         threads: usize,
     ) -> Result<Tuned> {
+        if !self.rows.has_rows() {
+            return Err(Error::NoVectors);
+        }
         threads::pool(threads)?.install(|| {
             let sample = Sample::new(&self.rows, queries, k, recall)?;
             match self.lists()? {

@@ -103,7 +103,8 @@ impl<S: PageStore> IvfPq<S> {
         Ok(())
     }
 
-    /// Codes are what encoding the vectors anew makes of them, to the last bit, on any machine.
+    /// Codes are what encoding the vectors anew makes of them, to the last bit, on any machine. Where vectors are not
+    /// kept, what is beside codes is theirs.
     fn verify_codes(&self, model: &Model, place: usize, block: u32, slots: &[u32]) -> Result<()> {
         let (mut bytes, mut floats) = (Vec::new(), Floats::default());
         let (mut held, mut right) = (vec![0; self.block.subs], vec![0; self.block.subs]);
@@ -111,10 +112,18 @@ impl<S: PageStore> IvfPq<S> {
         self.rows.record(BLOCKS, block, |record| bytes.extend_from_slice(record))?;
         let entries = slots.iter().enumerate().filter(|(_, slot)| **slot != NONE);
         for (lane, &slot) in entries {
-            floats.load(&self.rows, slot)?;
-            let code = model.encode(&floats.values, place, &mut right, &mut scratch);
             let beside = self.block.get(&bytes, lane, &mut held);
-            if held != right || beside.to_bits() != code.addend.to_bits() {
+            let addend = match self.rows.has_vectors() {
+                true => {
+                    floats.load(&self.rows, slot)?;
+                    model.encode(&floats.values, place, &mut right, &mut scratch).addend
+                }
+                false => {
+                    right.copy_from_slice(&held);
+                    model.addend_of(&held, place, &mut scratch)
+                }
+            };
+            if held != right || beside.to_bits() != addend.to_bits() {
                 return Err(
                     self.bad_block(block, format!("the code of slot {slot} is not its own"))
                 );

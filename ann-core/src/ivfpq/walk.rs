@@ -80,7 +80,7 @@ impl<S: PageStore> IvfPq<S> {
             (_, None) => {
                 walk.stage = Stage::Done;
                 let ids = self.rows.visible(|_| true)?;
-                self.measure_all(walk, ids)?;
+                self.measure_all(walk, ids.into_iter().map(u64::from).collect())?;
                 self.return_until(&mut walk.near, 0, matcher, ready)?;
                 Ok(true)
             }
@@ -99,6 +99,12 @@ impl<S: PageStore> IvfPq<S> {
             let Walk { scratch, ends, measured, errors, near, known, .. } = &mut *walk;
             let Scratch { collected, batch, probe, .. } = scratch;
             let rest = &collected.candidates[*measured..];
+            if !self.rows.has_rows() {
+                near.extend(rest.iter().copied().map(Reverse));
+                known.extend(rest.iter().map(|&candidate| candidate as u32));
+                *measured = collected.candidates.len();
+            }
+            let rest = &collected.candidates[*measured..];
             let Some(&next) = rest.first() else {
                 let last = if *ends { 0 } else { known.len() / 2 };
                 self.return_until(near, last, matcher, ready)?;
@@ -106,7 +112,9 @@ impl<S: PageStore> IvfPq<S> {
                 (walk.probes, walk.pool) = (2 * walk.effort.probes.max(1), 2 * walk.effort.rerank);
                 return Ok(true);
             };
-            let unknown = *measured < KNOWN || collected.takes_all || *ends;
+            // Whoever has the vectors elsewhere puts what comes in one piece in the order of these.
+            let unknown =
+                *measured < KNOWN || collected.takes_all || *ends || !self.rows.has_vectors();
             let least = match unknown {
                 true => f32::NEG_INFINITY,
                 false => errors.least(unkey(next).0, deviations),
@@ -178,19 +186,28 @@ impl<S: PageStore> IvfPq<S> {
             walk.waiting.select_nth_unstable(count);
         }
         let Walk { waiting, known, .. } = &mut *walk;
-        let slots = waiting.drain(..count).map(|waiting| waiting as u32);
-        let slots = slots.filter(|&slot| known.insert(slot)).collect();
-        self.measure_all(walk, slots)?;
+        if !self.rows.has_rows() {
+            // Of two entries of a vector the nearer counts.
+            waiting[..count].sort_unstable();
+        }
+        let candidates = waiting.drain(..count);
+        let candidates = candidates.filter(|&candidate| known.insert(candidate as u32)).collect();
+        self.measure_all(walk, candidates)?;
         let is_last = walk.lists.is_empty() && walk.waiting.is_empty();
         let last = if is_last { 0 } else { walk.near.len() / 2 };
         self.return_until(&mut walk.near, last, matcher, ready)?;
         Ok(true)
     }
 
-    /// Measures what is in these slots.
-    fn measure_all(&self, walk: &mut Walk, slots: Vec<u32>) -> Result<()> {
+    /// Measures what is in the slots of candidates, if there is something besides their codes.
+    fn measure_all(&self, walk: &mut Walk, candidates: Vec<u64>) -> Result<()> {
+        if !self.rows.has_rows() {
+            walk.near.extend(candidates.into_iter().map(Reverse));
+            return Ok(());
+        }
         let (probe, all) = (&walk.scratch.probe, (usize::MAX, f32::INFINITY));
-        let found = nearest(&self.rows, probe, slots.into_iter(), all.0, all.1)?;
+        let slots = candidates.into_iter().map(|candidate| candidate as u32);
+        let found = nearest(&self.rows, probe, slots, all.0, all.1)?;
         walk.near.extend(found.into_iter().map(|(distance, slot)| Reverse(key(distance, slot))));
         Ok(())
     }

@@ -22,6 +22,11 @@ use super::{Array, CENTRE, Meta, Rows, Space};
 /// Bytes of a record before its code.
 const FACTORS: usize = 16;
 
+/// Rows, at most, that a centre is the mean of.
+const CENTRE_ROWS: usize = 4096;
+/// Rows that have to be there for their mean to say anything of those to come.
+const LEAST_ROWS: usize = 32;
+
 /// Floats of the centre that are a record of its array.
 pub(crate) const CENTRE_FLOATS: usize = 256;
 
@@ -54,7 +59,7 @@ pub(crate) struct Asked {
     levels: Vec<u8>,
 }
 
-/// What encoding needs; reused from row to row.
+/// What encoding and decoding need; reused from row to row.
 #[derive(Default)]
 pub(crate) struct Workshop {
     given: Vec<f32>,
@@ -175,11 +180,9 @@ impl Coder {
         *reach = rabitq::EPSILON * square.sqrt() as f32;
     }
 
-    /// Prepares the point that a record stands for as a query.
-    fn ask_code(&self, centre: &Centre, record: &[u8], asked: &mut Asked) {
-        let Asked { weights, base, reach, radius, rotated, levels, .. } = asked;
-        *radius = f32::NEG_INFINITY;
-        let [add, mul, _, length] = factors(record);
+    /// Makes `rotated` the point that a record stands for, less the centre.
+    fn rotated(&self, record: &[u8], levels: &mut Vec<u8>, rotated: &mut Vec<f32>) {
+        let [_, mul, _, length] = factors(record);
         levels.resize(self.rotation.padded(), 0);
         packed::unpack(self.code_of(record), self.bits(), levels);
         let middle = f64::from((1u32 << self.bits()) - 1) / 2.0;
@@ -194,6 +197,26 @@ impl Coder {
         let scale = if scale.is_finite() { scale } else { 0.0 };
         rotated.clear();
         rotated.extend(levels.iter().map(|code| (level(code) * scale) as f32));
+    }
+
+    /// Replaces `out` with the point that a record stands for, of length one where only directions count.
+    fn decode(&self, centre: &Centre, record: &[u8], shop: &mut Workshop, out: &mut Vec<f32>) {
+        let Workshop { rotated, levels, .. } = shop;
+        self.rotated(record, levels, rotated);
+        self.rotation.undo(rotated, out);
+        out.iter_mut().zip(&centre.floats).for_each(|(x, c)| *x += c);
+        let length = dot(out, out).sqrt();
+        if self.metric == Metric::Cosine && length > 0.0 {
+            out.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        }
+    }
+
+    /// Prepares the point that a record stands for as a query.
+    fn ask_code(&self, centre: &Centre, record: &[u8], asked: &mut Asked) {
+        let Asked { weights, base, reach, radius, rotated, levels, .. } = asked;
+        *radius = f32::NEG_INFINITY;
+        let [add, _, _, length] = factors(record);
+        self.rotated(record, levels, rotated);
         weights.fill(rotated, self.bits());
         *base = match self.metric {
             Metric::L2sq | Metric::Cosine => add,
@@ -254,6 +277,21 @@ fn finish(asked: &Asked, record: &[u8], product: f32) -> f32 {
     if estimate > f32::MAX { f32::MAX } else { estimate }
 }
 
+/// The mean of so many vectors.
+fn mean(
+    dim: usize,
+    count: usize,
+    mut read: impl FnMut(usize, &mut Vec<f32>) -> Result<()>,
+) -> Result<Vec<f32>> {
+    let share = (count as f64).recip();
+    let (mut floats, mut mean) = (Vec::new(), vec![0f64; dim]);
+    for at in 0..count {
+        read(at, &mut floats)?;
+        mean.iter_mut().zip(&floats).for_each(|(mean, &value)| *mean += f64::from(value) * share);
+    }
+    Ok(mean.into_iter().map(|value| value as f32).collect())
+}
+
 fn minus(a: &[f32], b: &[f32], out: &mut Vec<f32>) {
     out.clear();
     out.extend(a.iter().zip(b).map(|(a, b)| a - b));
@@ -266,7 +304,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 impl<S: PageStore> Rows<S> {
     /// Whether searches go by codes, with exact distances of what they find in the end.
     pub(crate) fn goes_by_codes(&self) -> bool {
-        self.coder.is_some() && self.has_vectors() && self.meta.coded.get() > 0
+        self.coder.is_some() && self.has_vectors() && self.meta.centre_pieces() > 0
     }
 
     /// Whether vectors are kept; else their codes stand in for them.
@@ -285,10 +323,11 @@ impl<S: PageStore> Rows<S> {
             return Ok((coder, centre));
         }
         let mut floats = Vec::with_capacity(self.space.dim);
-        if self.meta.coded.get() == 0 {
+        let pieces = self.meta.centre_pieces();
+        if pieces == 0 {
             floats.resize(self.space.dim, 0.0);
         }
-        for record in 0..self.meta.coded.get() {
+        for record in 0..pieces {
             self.record(CENTRE, record, |bytes| {
                 floats.extend(bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)));
             })?;
@@ -327,13 +366,55 @@ impl<S: PageStore> Rows<S> {
             coder.centre = OnceLock::new();
         }
         let done = self.commit_meta(super::Change::default(), |meta| {
-            meta.coded = pieces.into();
+            meta.set_centre(pieces);
             true
         });
         if let (Err(_), Some(coder)) = (&done, &mut self.coder) {
             coder.centre = OnceLock::new();
         }
         done.map(drop)
+    }
+
+    /// Chooses what the codes of an index without vectors are relative to, before it has any: the mean of what it is
+    /// about to be given, as `floats` tells of each of so many.
+    pub(crate) fn choose_centre(
+        &mut self,
+        count: usize,
+        mut floats: impl FnMut(&Space, usize, &mut Vec<f32>),
+    ) -> Result<()> {
+        let is_first = self.meta.slots.get() == 0 && self.meta.centre_pieces() == 0;
+        if self.has_vectors() || self.coder.is_none() || !is_first || count < LEAST_ROWS {
+            return Ok(());
+        }
+        let sample = count.min(CENTRE_ROWS);
+        let centre = mean(self.space.dim, sample, |at, out| {
+            floats(&self.space, at * count / sample, out);
+            Ok(())
+        })?;
+        let pieces = self.put_centre(&centre)?;
+        self.use_codes(pieces)
+    }
+
+    /// The mean of the vectors of some slots, of no more of these than a centre is to be made of.
+    pub(crate) fn mean_of(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let count = ids.len().min(CENTRE_ROWS);
+        let mut row = Vec::new();
+        mean(self.space.dim, count, |at, floats| {
+            self.row(ids[at * ids.len() / count], &mut row)?;
+            self.space.floats(&row, floats);
+            Ok(())
+        })
+    }
+
+    /// Replaces `out` with the vector that the code of a slot stands for.
+    pub(super) fn decode(&self, id: u32, out: &mut Vec<f32>) -> Result<()> {
+        let (coder, centre) = self.centre()?;
+        let mut shop = Workshop::default();
+        self.record(super::VECTORS, id, |record| coder.decode(centre, record, &mut shop, out))?;
+        match out.iter().all(|value| value.is_finite()) {
+            true => Ok(()),
+            false => Err(self.corrupt_node(id, "its code stands for no vector".into())),
+        }
     }
 
     /// Replaces `out` with the record of a row, `row` as its vector is, or would be, stored.

@@ -175,9 +175,10 @@ pub(crate) struct Meta {
     pub code_bits: u8,
     /// The element type that rows hold; 0 if that is `dtype`, [`NO_VECTORS`] if codes stand in for them.
     pub stored: u8,
-    /// 1 if codes are by node, 0 if they stand beside links.
+    /// 1 if codes are by node, 0 if they stand beside links. IVF-PQ: bits a coordinate of the codes that are its rows; 0
+    /// if these are vectors, or nothing.
     pub by_node: u8,
-    /// IVF-PQ: [`ALONG`] and [`SPILL`], as far as they hold.
+    /// IVF-PQ: [`ALONG`], [`SPILL`] and [`CENTRED`], as far as they hold.
     pub entries: u8,
     /// Records of array 3 handed out so far: upper-level links, or IVF-PQ's blocks.
     pub upper: U32,
@@ -206,8 +207,42 @@ pub(crate) struct Meta {
 pub(crate) const ALONG: u8 = 1;
 /// Vectors have a second entry, in another list.
 pub(crate) const SPILL: u8 = 2;
+/// The codes that are rows are relative to a centre; else to zero.
+pub(crate) const CENTRED: u8 = 4;
 
 impl Meta {
+    /// Bits a coordinate of codes by node; 0 if there are none.
+    pub(crate) fn by_node_bits(&self) -> u8 {
+        match (self.try_kind(), self.by_node) {
+            (Some(Kind::IvfPq), bits) => bits,
+            (_, 1) => self.code_bits,
+            _ => 0,
+        }
+    }
+
+    /// Pieces of the centre of codes by node; 0 if none are in use, or without vectors if the centre is zero.
+    pub(crate) fn centre_pieces(&self) -> u32 {
+        match self.try_kind() {
+            Some(Kind::IvfPq) if self.entries & CENTRED == 0 => 0,
+            Some(Kind::IvfPq) => self.dim.get().div_ceil(CENTRE_FLOATS as u32),
+            _ => self.coded.get(),
+        }
+    }
+
+    /// Says that codes by node are in use, with a centre of so many pieces, or that they are not.
+    pub(crate) fn set_centre(&mut self, pieces: u32) {
+        match self.try_kind() {
+            Some(Kind::IvfPq) if pieces == 0 => self.entries &= !CENTRED,
+            Some(Kind::IvfPq) => self.entries |= CENTRED,
+            _ => self.coded = pieces.into(),
+        }
+    }
+
+    /// Whether there is a record for each slot: its vector, or a code that stands in for it.
+    pub(crate) fn has_rows(&self) -> bool {
+        self.has_vectors() || self.by_node_bits() > 0
+    }
+
     /// Whether vectors have a second entry.
     pub(crate) fn spills(&self) -> bool {
         self.entries & SPILL != 0
@@ -251,16 +286,17 @@ impl Meta {
             return bad(format!("unknown element type {}", meta.dtype));
         }
         let narrowed = (meta.dtype, meta.stored) == (DType::F32 as u8, DType::F16 as u8);
-        let is_coded = meta.by_node == 1 && matches!(meta.code_bits, 1 | 2 | 4 | 8);
-        let is_replaced = is_coded && !meta.has_vectors();
+        let has_lists = meta.try_kind() == Some(Kind::IvfPq);
+        let is_coded = matches!(meta.by_node_bits(), 1 | 2 | 4 | 8);
+        // Lists have codes of their own: those of rows come in their place, and may be left out.
+        let is_replaced = (is_coded || has_lists) && !meta.has_vectors();
         if meta.stored != 0 && !narrowed && !is_replaced {
             return bad(format!("element type {} stored as {}", meta.dtype, meta.stored));
         }
-        if meta.by_node != 0 && !is_coded {
-            return bad(format!("codes of {} bits by node", meta.code_bits));
+        if meta.by_node != 0 && (!is_coded || has_lists && !is_replaced) {
+            return bad(format!("codes of {} bits by node", meta.by_node_bits()));
         }
         let pieces = if is_coded { meta.dim.get().div_ceil(CENTRE_FLOATS as u32) } else { 0 };
-        let has_lists = meta.try_kind() == Some(Kind::IvfPq);
         if meta.coded.get() != 0 && meta.coded.get() != pieces && !has_lists {
             return bad(format!("a centre of {} pieces", meta.coded.get()));
         }

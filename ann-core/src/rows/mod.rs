@@ -30,7 +30,8 @@ pub(crate) use input::{are_equal, check_rows, check_some, hashes, next_rows, sli
 use keys::Keys;
 pub use meta::Kind;
 pub(crate) use meta::{
-    ALONG, ArrayMeta, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NONE, Node, SPILL, State,
+    ALONG, ArrayMeta, CENTRED, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NO_VECTORS, NONE, Node, SPILL,
+    State,
 };
 pub use report::{Layout, Stats};
 pub(crate) use space::{Probe, Space};
@@ -105,6 +106,9 @@ impl<S: PageStore> Rows<S> {
         meta.arrays[VECTORS].stride = (space.stride() as u32).into();
         meta.arrays[NODES].stride = (size_of::<Node>() as u32).into();
         setup(&mut meta);
+        if !meta.has_rows() {
+            meta.arrays[VECTORS].stride = 0.into();
+        }
         let coder = coder_of(&meta);
         if let Some(coder) = &coder {
             let codes = if meta.has_vectors() { CODES } else { VECTORS };
@@ -131,8 +135,8 @@ impl<S: PageStore> Rows<S> {
         let code = coder.as_ref().map_or(0, Coder::stride);
         let (vector, beside) = match (&coder, meta.has_vectors()) {
             (Some(_), true) => (space.stride(), Some(CODES)),
-            (Some(_), false) => (code, None),
-            (None, _) => (space.stride(), None),
+            (_, false) => (code, None),
+            (None, true) => (space.stride(), None),
         };
         let centre = coder.is_some().then_some((CENTRE, 4 * CENTRE_FLOATS));
         let sizes = [(VECTORS, vector), (NODES, size_of::<Node>())];
@@ -312,14 +316,27 @@ impl<S: PageStore> Rows<S> {
         Error::corrupt(place.map_or(0, |(page, _)| page.0), format!("slot {id}: {what}"))
     }
 
+    /// Whether there is a record for each slot: its vector, or a code that stands in for it.
+    pub(crate) fn has_rows(&self) -> bool {
+        self.arrays[VECTORS].is_some()
+    }
+
+    /// Bits a coordinate of the codes that stand in for vectors; 0 if there are none.
+    pub(crate) fn row_code_bits(&self) -> u8 {
+        if self.has_vectors() { 0 } else { self.meta.by_node_bits() }
+    }
+
     /// Copies a row, replacing `out`.
     pub(crate) fn row(&self, id: u32, out: &mut Vec<u8>) -> Result<()> {
         self.copy(VECTORS, id, out)
     }
 
-    /// Replaces `out` with the floats of a row; see [`Space::floats`]. `copy` is scratch, used where the row is not in
-    /// one piece.
+    /// Replaces `out` with the floats of a row, or of what its code stands for; see [`Space::floats`]. `copy` is
+    /// scratch, used where the row is not in one piece.
     pub(crate) fn floats(&self, id: u32, copy: &mut Vec<u8>, out: &mut Vec<f32>) -> Result<()> {
+        if !self.has_vectors() {
+            return self.decode(id, out);
+        }
         if self.array(VECTORS)?.span() == 1 {
             return self.record(VECTORS, id, |row| self.space.floats(row, out));
         }
@@ -366,16 +383,19 @@ impl<S: PageStore> Rows<S> {
         probe: &mut Probe,
     ) -> Result<()> {
         self.space.query(query, row, bytes, probe)?;
-        match self.goes_by_codes() || !self.has_vectors() {
+        match self.coder.is_some() && (self.goes_by_codes() || !self.has_vectors()) {
             true => self.ask(bytes, &mut probe.asked),
             false => Ok(()),
         }
     }
 
-    /// Replaces `out` with the row of a vector that passed the checks at the door: it, or the code that stands in for
-    /// it.
+    /// Replaces `out` with the row of a vector that passed the checks at the door: it, the code that stands in for it,
+    /// or nothing.
     pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) -> Result<()> {
         out.clear();
+        if !self.has_rows() {
+            return Ok(());
+        }
         self.space.encode(vector, out);
         if self.has_vectors() {
             return Ok(());
@@ -424,6 +444,9 @@ impl<S: PageStore> Rows<S> {
     pub(crate) fn reserve(&mut self, number: usize, records: u64) -> Result<()> {
         if records > MAX_SLOTS {
             return Err(Error::Full { limit: MAX_SLOTS, wanted: records });
+        }
+        if number == VECTORS && !self.has_rows() {
+            return Ok(());
         }
         let number = self.meta.arrays[number].host(number);
         while self.array(number)?.capacity() < records {
@@ -775,8 +798,8 @@ fn check_arrays(meta: &Meta, page_size: usize) -> Result<()> {
 
 /// What makes the codes of an index that has them by node.
 fn coder_of(meta: &Meta) -> Option<Coder> {
-    let (dim, seed) = (meta.dim.get() as usize, meta.seed.get());
-    (meta.by_node == 1).then(|| Coder::new(dim, meta.metric(), meta.code_bits, seed))
+    let (dim, seed, bits) = (meta.dim.get() as usize, meta.seed.get(), meta.by_node_bits());
+    (bits > 0).then(|| Coder::new(dim, meta.metric(), bits, seed))
 }
 
 fn arrays_of(meta: &Meta, page_size: usize) -> Vec<Option<Array>> {

@@ -30,8 +30,11 @@ pub struct Stats {
     pub levels: usize,
     /// What vectors are stored as; `None` if they are not.
     pub vectors: Option<DType>,
-    /// Bits a coordinate of the codes beside links or by node; 0 if there are none.
+    /// Bits a coordinate of the codes beside links or by node; 0 if there are none. With lists, bits of a
+    /// sub-quantizer's code.
     pub code_bits: u8,
+    /// Bits a coordinate of the codes that stand in for vectors; 0 if vectors are kept, or nothing is but lists.
+    pub row_code_bits: u8,
     /// What lies together.
     pub layout: Layout,
     /// Whether searches go by the codes, if there are any. Codes by node beside vectors come into use once there are
@@ -42,8 +45,8 @@ pub struct Stats {
     /// Bytes of all pages in use.
     pub bytes: u64,
     /// Bytes of pages by part: vectors, nodes, links, upper links (or entry points), codes; with lists: vectors, nodes,
-    /// lists and what they share (centroids, codebook), nothing, blocks of codes. Where codes stand in for vectors,
-    /// they are counted as these.
+    /// lists and what they share (centroids, codebook), nothing, blocks of codes: what lists and their codes take is
+    /// the third and the last. Where codes stand in for vectors, they are counted as these.
     pub bytes_by_part: [u64; 5],
     /// Bytes of the map from keys to slots; 0 until something needs it.
     pub key_map_bytes: usize,
@@ -130,6 +133,7 @@ impl<S: PageStore> Rows<S> {
             levels: 0,
             vectors: self.has_vectors().then_some(self.space.stored),
             code_bits: self.meta.code_bits,
+            row_code_bits: self.row_code_bits(),
             layout: match self.meta.arrays[VECTORS].host(VECTORS) {
                 _ if self.meta.kind() == Kind::IvfPq => Layout::Lists,
                 WHOLE => Layout::Fused,
@@ -138,14 +142,14 @@ impl<S: PageStore> Rows<S> {
                 _ => Layout::Apart,
             },
             codes_in_use: match self.meta.by_node {
-                1 => self.goes_by_codes() || !self.has_vectors(),
+                1 if self.meta.kind() != Kind::IvfPq => self.goes_by_codes() || !self.has_vectors(),
                 _ => self.meta.code_bits > 0,
             },
             page_size,
             bytes: u64::from(self.meta.pages.get()) * page_size as u64,
             bytes_by_part: match self.meta.kind() {
                 Kind::IvfPq => {
-                    let shared = bytes(CODES) + bytes(UPPER_CODES) + bytes(WHOLE);
+                    let shared = bytes(CODES) + bytes(UPPER_CODES) + bytes(WHOLE) + bytes(CENTRE);
                     [bytes(VECTORS), bytes(NODES), shared, 0, bytes(UPPER)]
                 }
                 _ => [
@@ -243,7 +247,9 @@ impl<S: PageStore> Rows<S> {
                 continue;
             }
             if !self.has_vectors() {
-                self.verify_code(VECTORS, id)?;
+                if self.has_rows() {
+                    self.verify_code(VECTORS, id)?;
+                }
                 continue;
             }
             self.row(id, &mut row)?;

@@ -122,6 +122,18 @@ impl Space {
         }
     }
 
+    /// Replaces `out` with the floats of what a vector's row would be, which `row` becomes; see [`Space::floats`].
+    pub(crate) fn floats_of<T: Element>(
+        &self,
+        vector: &[T],
+        row: &mut Vec<u8>,
+        out: &mut Vec<f32>,
+    ) {
+        row.clear();
+        self.encode(vector, row);
+        self.floats(row, out);
+    }
+
     /// Bytes a row takes.
     pub(crate) fn stride(&self) -> usize {
         self.stride
