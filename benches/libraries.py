@@ -128,7 +128,7 @@ class AnnIvfPq(AnnDiskAnn):
             train.shape[1],
             metric="cosine" if self.angular else "l2sq",
             dtype="u8" if self.of_bytes else "f32",
-            rerank=None if self.of_bytes else "f16",
+            rerank="auto" if self.of_bytes else "f16",
             spill=self.angular,
             subvectors=train.shape[1] // 3 if self.angular and train.shape[1] > 128 else None,
         )

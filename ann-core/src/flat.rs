@@ -11,6 +11,7 @@ use crate::index::{AddOptions, Cost, Cursor, CursorState, Filter, Hit, Index, Se
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, MemStore, PageStore};
+use crate::rerank;
 use crate::rows::{Array, Change, Kind, Matcher, NONE, Node, Plan, Probe, Rows, Space, State};
 use crate::rows::{NODES, check_rows, nearest, slice};
 use crate::threads;
@@ -245,6 +246,7 @@ impl<S: PageStore> Index for Flat<S> {
         options: &Search<'_>,
     ) -> Result<(Vec<Hit>, Cost)> {
         options.check()?;
+        rerank::check(&self.rows, options)?;
         let probe = self.probe(query, 0)?;
         let (found, cost) =
             self.scan(&probe, &self.plan(options.filter)?, options.k, f32::INFINITY)?;
@@ -258,6 +260,7 @@ impl<S: PageStore> Index for Flat<S> {
         threads: usize,
     ) -> Result<Vec<Vec<Hit>>> {
         options.check()?;
+        rerank::check(&self.rows, options)?;
         let plan = self.plan(options.filter)?;
         threads::pool(threads)?.install(|| {
             check_rows(&self.rows.space, &queries)?;
@@ -278,6 +281,7 @@ impl<S: PageStore> Index for Flat<S> {
         options: &Search<'_>,
     ) -> Result<Vec<Hit>> {
         options.check()?;
+        rerank::check(&self.rows, options)?;
         crate::index::check_radius(radius)?;
         let probe = self.probe(query, 0)?;
         let plan = self.plan(options.filter)?;

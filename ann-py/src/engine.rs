@@ -15,7 +15,7 @@ use pyo3::types::{IntoPyDict, PyDict, PyTuple};
 
 use crate::cursor::{Cursor, Found};
 use crate::failure::{Answer, Failure};
-use crate::filter::{Chosen, Given, Prepared};
+use crate::filter::{Asked, Chosen, Given, Measure, Prepared};
 use crate::input::{self, Vectors, whole};
 use crate::insert::{Rows, insert, take_steps};
 use crate::search::{at_row, each};
@@ -51,6 +51,9 @@ pub struct Engine {
     /// Sub-quantizers of a code; `None` unless it is an IVF-PQ index.
     #[pyo3(get)]
     subvectors: Option<usize>,
+    /// Bits a coordinate of the codes that stand in for vectors; 0 if there are none.
+    #[pyo3(get)]
+    row_code_bits: u8,
 }
 
 /// k of a search, and what it is asked to do: ef, beam, probes, rerank.
@@ -75,7 +78,7 @@ impl Engine {
             ("diskann", [Some(index.degree()), Some(index.build_list_size())], kept, own)
         }
         fn ivfpq<S: PageStore>(index: &IvfPq<S>) -> Measures {
-            let kept = (Some(index.bits()), Some(index.vectors().to_string()));
+            let kept = (Some(index.bits()), index.vectors().map(|dtype| dtype.to_string()));
             ("ivfpq", [Some(index.subvectors()), None], kept, (None, None))
         }
         let (kind, [links, candidates], kept, own) = match &held {
@@ -88,6 +91,11 @@ impl Engine {
             Held::Flat(_) | Held::FlatFile(_) => ("flat", [None, None], (None, None), (None, None)),
         };
         let ((code_bits, vectors), (alpha, placement)) = (kept, own);
+        let row_code_bits = match &held {
+            Held::IvfPq(index) => index.code_bits(),
+            Held::IvfPqFile(index) => index.code_bits(),
+            _ => code_bits.filter(|_| vectors.is_none()).unwrap_or(0),
+        };
         any!(&held, index => Engine {
             writable,
             dtype: index.dtype(),
@@ -101,6 +109,7 @@ impl Engine {
             vectors,
             alpha,
             placement,
+            row_code_bits,
             shared: Arc::new(Shared::new(held)),
         })
     }
@@ -128,7 +137,7 @@ impl Engine {
         py: Python<'_>,
         queries: &Vectors<'_>,
         search: Search<'_>,
-        filter: &Chosen<'_>,
+        asked: &Asked<'_>,
         radius: Option<f32>,
         threads: usize,
         found: &mut [F],
@@ -139,15 +148,22 @@ impl Engine {
             py.detach(|| {
                 let len = any!(self.shared.read().index()?, index => index.len());
                 let ef = search.rerank.or(search.ef).map(|ef| ef.max(search.k));
-                let prepared = filter.prepare(ef, len);
+                let prepared = asked.filter.prepare(ef, len);
                 if let Prepared::Keys(_) = prepared {
                     // The first list makes the index map all its keys, which takes a while.
                     any!(self.shared.read_long().index()?, index => index.contains(0))?;
                 }
                 let search = search.filter(prepared.filter());
                 let pool = search.rerank.or(search.ef).unwrap_or(DEFAULT_EF).max(search.k);
-                each(&self.shared, filter, threads, pool, found, |held, first, found| {
+                each(&self.shared, asked, threads, pool, found, |held, first, found| {
                     let rows = rows.slice(s![first..first + found.len(), ..]);
+                    // Of one query: where a function is asked, queries come one at a time.
+                    let exact = asked.exact.as_ref();
+                    let exact = exact.map(|exact| move |key: u64| exact.distance(first, key));
+                    let mut search = search;
+                    if let Some(exact) = &exact {
+                        search = search.exact(exact);
+                    }
                     let all = any!(held, index => match radius {
                         None => index.search_batch(rows, &search, 1)?,
                         Some(radius) => {
@@ -278,10 +294,11 @@ impl Engine {
         metric: &str,
         dtype: &str,
         measures: (Option<Bound<'_, PyAny>>, Option<Bound<'_, PyAny>>, Bound<'_, PyAny>),
-        kept: (Option<String>, bool, bool),
+        kept: (Option<String>, Option<u8>, bool, bool),
         seed: &Bound<'_, PyAny>,
     ) -> Answer<Engine> {
-        let ((lists, subvectors, bits), (vectors, anisotropic, spill)) = (measures, kept);
+        let (lists, subvectors, bits) = measures;
+        let (vectors, code_bits, anisotropic, spill) = kept;
         let mut builder = IvfPq::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
             .metric(metric.parse()?)
             .dtype(dtype.parse()?)
@@ -295,8 +312,12 @@ impl Engine {
         if let Some(subvectors) = subvectors {
             builder = builder.subvectors(whole("subvectors", &subvectors, 1..=u64::MAX)?);
         }
-        if let Some(vectors) = vectors {
-            builder = builder.vectors(vectors.parse()?);
+        match vectors.as_deref() {
+            Some("auto") => {}
+            vectors => builder = builder.vectors(vectors.map(str::parse).transpose()?),
+        }
+        if let Some(bits) = code_bits {
+            builder = builder.code_bits(bits);
         }
         Ok(Engine::new(Held::IvfPq(builder.build()?), true))
     }
@@ -464,10 +485,10 @@ impl Engine {
         py: Python<'py>,
         q: &Bound<'py, PyAny>,
         sizes: Sizes<'py>,
-        filter: Option<Given<'py>>,
+        asked: (Option<Given<'py>>, Option<Bound<'py, PyAny>>),
         threads: &Bound<'py, PyAny>,
     ) -> Answer<Bound<'py, PyTuple>> {
-        let (k, [ef, beam, probes, rerank]) = sizes;
+        let ((k, [ef, beam, probes, rerank]), (filter, exact)) = (sizes, asked);
         let k = whole("k", &k, 1..=u64::MAX)?;
         let mut search = options(k, ef.as_ref())?;
         if let Some(beam) = beam {
@@ -481,7 +502,8 @@ impl Engine {
         }
         let threads = input::threads(threads)?;
         let queries = self.vectors(q)?;
-        let filter = Chosen::new(filter.as_ref())?;
+        let exact = exact.map(|exact| Measure::new(&exact, q, queries.is_one()));
+        let asked = Asked { filter: Chosen::new(filter.as_ref())?, exact };
         let count = typed!(queries, rows => rows.nrows());
         let mut ids = filled(-1i64, count, k)?;
         let mut distances = filled(f32::INFINITY, count, k)?;
@@ -492,7 +514,7 @@ impl Engine {
             }
             Ok(())
         };
-        self.search_each(py, &queries, search, &filter, None, threads, &mut found, place)?;
+        self.search_each(py, &queries, search, &asked, None, threads, &mut found, place)?;
         if queries.is_one() {
             let (ids, distances) = (Array1::from(ids), Array1::from(distances));
             return Ok((ids.into_pyarray(py), distances.into_pyarray(py)).into_pyobject(py)?);
@@ -514,14 +536,14 @@ impl Engine {
     ) -> Answer<Vec<Found<'py>>> {
         let search = options(1, ef.as_ref())?;
         let queries = self.vectors(q)?;
-        let filter = Chosen::new(filter.as_ref())?;
+        let asked = Asked { filter: Chosen::new(filter.as_ref())?, exact: None };
         let mut found = vec![(Vec::new(), Vec::new()); typed!(queries, rows => rows.nrows())];
         let place = |hits: Vec<Hit>, (ids, distances): &mut (Vec<i64>, Vec<f32>)| {
             *ids = hits.iter().map(|hit| key_to_id(hit.key)).collect::<Answer<_>>()?;
             *distances = hits.iter().map(|hit| hit.distance).collect();
             Ok(())
         };
-        self.search_each(py, &queries, search, &filter, Some(radius), 1, &mut found, place)?;
+        self.search_each(py, &queries, search, &asked, Some(radius), 1, &mut found, place)?;
         let arrays = found.into_iter();
         Ok(arrays
             .map(|(ids, distances)| (ids.into_pyarray(py), distances.into_pyarray(py)))
@@ -590,6 +612,7 @@ impl Engine {
         dict.set_item("levels", stats.levels)?;
         dict.set_item("vectors", stats.vectors.map(|dtype| dtype.to_string()))?;
         dict.set_item("code_bits", stats.code_bits)?;
+        dict.set_item("row_code_bits", stats.row_code_bits)?;
         dict.set_item("codes_in_use", stats.codes_in_use)?;
         dict.set_item("layout", stats.layout.to_string())?;
         dict.set_item("page_size", stats.page_size)?;

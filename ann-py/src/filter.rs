@@ -1,8 +1,8 @@
-//! Filters from Python, as the core takes them.
+//! What a search may ask of its caller, as the core takes it: filters, and distances where an index keeps no vectors.
 
 use std::collections::HashSet;
 
-use ann_core::{DEFAULT_EF, Filter};
+use ann_core::{DEFAULT_EF, Error, Filter};
 use numpy::PyReadonlyArray1;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -29,8 +29,36 @@ pub enum Chosen<'a> {
 
 /// A function in Python, and what it raised.
 pub struct Function {
-    accepts: Py<PyAny>,
+    function: Py<PyAny>,
     raised: Mutex<Option<PyErr>>,
+}
+
+/// A function in Python that is called with a query and an id, and the queries.
+pub struct Measure {
+    function: Function,
+    queries: Py<PyAny>,
+    is_one: bool,
+}
+
+/// What a search may ask of its caller.
+pub struct Asked<'a> {
+    pub filter: Chosen<'a>,
+    pub exact: Option<Measure>,
+}
+
+impl Asked<'_> {
+    /// Whether a function is among it: then the search is long, and not to be spread over threads.
+    pub fn is_function(&self) -> bool {
+        self.filter.is_function() || self.exact.is_some()
+    }
+
+    /// Runs a search; with a function, with the GIL held throughout, and what it raised is the answer.
+    pub fn run<R: Send>(&self, search: impl FnOnce() -> Answer<R> + Send) -> Answer<R> {
+        match &self.exact {
+            Some(exact) => exact.function.run(|| self.filter.run(search)),
+            None => self.filter.run(search),
+        }
+    }
 }
 
 impl<'a> Chosen<'a> {
@@ -40,10 +68,7 @@ impl<'a> Chosen<'a> {
             None => Chosen::All,
             Some(Given::Mask(mask)) => Chosen::Mask(mask.as_slice().map_err(slice)?),
             Some(Given::Ids(ids)) => Chosen::Ids(ids.as_slice().map_err(slice)?),
-            Some(Given::Function(function)) => {
-                let accepts = function.clone().unbind();
-                Chosen::Function(Function { accepts, raised: Mutex::new(None) })
-            }
+            Some(Given::Function(function)) => Chosen::Function(Function::new(function)),
         })
     }
 
@@ -81,24 +106,54 @@ impl<'a> Chosen<'a> {
 
     /// Runs a search; with a function as the filter, with the GIL held throughout, and what it raised is the answer.
     pub fn run<R: Send>(&self, search: impl FnOnce() -> Answer<R> + Send) -> Answer<R> {
-        let Chosen::Function(function) = self else {
-            return search();
-        };
-        let answer = Python::attach(|_| filtering(search));
-        match function.raised.lock().take() {
-            Some(raised) => Err(raised.into()),
-            None => answer,
+        match self {
+            Chosen::Function(function) => function.run(search),
+            _ => search(),
         }
     }
 }
 
+impl Measure {
+    /// Of these queries, as `function` tells.
+    pub fn new(function: &Bound<'_, PyAny>, queries: &Bound<'_, PyAny>, is_one: bool) -> Measure {
+        let function = Function::new(function);
+        Measure { function, queries: queries.clone().unbind(), is_one }
+    }
+
+    /// The distance of an id's vector to a query; `None` if the id is not to be returned.
+    pub fn distance(&self, query: usize, key: u64) -> ann_core::Result<Option<f32>> {
+        let distance = Python::attach(|py| {
+            let queries = self.queries.bind(py);
+            let query = if self.is_one { queries.clone() } else { queries.get_item(query)? };
+            self.function.function.bind(py).call1((query, key))?.extract::<Option<f32>>()
+        });
+        distance.map_err(|raised| {
+            *self.function.raised.lock() = Some(raised);
+            // What was raised takes its place.
+            Error::Cancelled { added: 0 }
+        })
+    }
+}
+
 impl Function {
+    fn new(function: &Bound<'_, PyAny>) -> Function {
+        Function { function: function.clone().unbind(), raised: Mutex::new(None) }
+    }
+
+    fn run<R: Send>(&self, search: impl FnOnce() -> Answer<R> + Send) -> Answer<R> {
+        let answer = Python::attach(|_| filtering(search));
+        match self.raised.lock().take() {
+            Some(raised) => Err(raised.into()),
+            None => answer,
+        }
+    }
+
     fn accepts(&self, key: u64) -> bool {
         if self.raised.lock().is_some() {
             return false;
         }
         debug_assert!(is_filtering());
-        let accepted = Python::attach(|py| self.accepts.bind(py).call1((key,))?.is_truthy());
+        let accepted = Python::attach(|py| self.function.bind(py).call1((key,))?.is_truthy());
         accepted.unwrap_or_else(|raised| {
             *self.raised.lock() = Some(raised);
             false

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use crate::failure::{Answer, Failure};
-use crate::filter::Chosen;
+use crate::filter::Asked;
 use crate::shared::{Held, Shared, is_filtering};
 
 /// Queries that a thread takes at once, at most, and candidates that it keeps for all of them: what changes the index
@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// without the GIL.
 pub fn each<F: Send>(
     shared: &Shared,
-    filter: &Chosen<'_>,
+    asked: &Asked<'_>,
     threads: usize,
     pool: usize,
     found: &mut [F],
@@ -34,11 +34,11 @@ pub fn each<F: Send>(
 ) -> Answer<()> {
     let threads = match threads {
         // Other threads would queue behind writes that wait for this one.
-        _ if filter.is_function() || is_filtering() || found.len() == 1 => 1,
+        _ if asked.is_function() || is_filtering() || found.len() == 1 => 1,
         0 => thread::available_parallelism().map_or(1, NonZero::get),
         threads => threads,
     };
-    let size = match filter.is_function() {
+    let size = match asked.is_function() {
         true => 1,
         false => (found.len() / (4 * threads)).clamp(1, (CANDIDATES / pool).clamp(1, CHUNK)),
     };
@@ -59,7 +59,7 @@ pub fn each<F: Send>(
             let Some((chunk, places)) = queue.lock().next() else {
                 break;
             };
-            let reading = match filter.is_function() {
+            let reading = match asked.is_function() {
                 true => shared.read_long(),
                 false => shared.read(),
             };
@@ -67,7 +67,7 @@ pub fn each<F: Send>(
             if first >= end.load(Ordering::Relaxed) {
                 return;
             }
-            if let Err(failure) = filter.run(|| search(reading.index()?, first, places)) {
+            if let Err(failure) = asked.run(|| search(reading.index()?, first, places)) {
                 let (row, failure) = at_row(failure, first);
                 return fail(row, failure);
             }

@@ -231,6 +231,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "bits": ("IVFPQ(4, bits=5)", "bits = 5 is not allowed: 4 or 8"),
     "code of lists": ("IVFPQ(4, code='rabitq')", "code = 'rabitq' is not allowed: 'pq'"),
     "rerank": ("IVFPQ(4, rerank='u8')", "vectors = u8 is not allowed: f32 or f16"),
+    "rerank by codes": ("IVFPQ(4, rerank='rabitq3')", "dtype = rabitq3 is not allowed"),
     "seed": ("HNSW(4, seed=-1)", "seed = -1 is not allowed: at least 0"),
 }
 

@@ -142,3 +142,72 @@ def test_second_entries() -> None:
         assert all(len(set(row)) == 10 for row in ids.tolist())
         found.append(recall(ids, true))
     assert found[1] > found[0] + 0.05
+
+
+@pytest.mark.parametrize("rerank", ["rabitq8", "rabitq4", None])
+def test_without_vectors(rerank: ann.Rerank | None, tmp_path: Path) -> None:
+    data = load("glove-small-100-angular")
+    exact = ann.Flat(100, metric="cosine")
+    exact.add(data.train)
+    true, distances = exact.search(data.test[:100], 10)
+    index = ann.IVFPQ(100, metric="cosine", rerank=rerank)
+    index.add(data.train)
+    index.verify()
+    assert index.rerank == rerank
+    stats = index.stats()
+    assert (stats["vectors"], stats["code_bits"]) == (None, 4)
+    assert stats["row_code_bits"] == {"rabitq8": 8, "rabitq4": 4, None: 0}[rerank]
+    found, _ = index.search(data.test[:100], 10, probes=1000, rerank=200)
+    assert recall(found, true) > {"rabitq8": 0.97, "rabitq4": 0.85, None: 0.6}[rerank]
+    unit = data.train / np.linalg.norm(data.train, axis=1, keepdims=True)
+    asked = []
+
+    def measure(query: np.ndarray, id: int) -> float | None:
+        asked.append(id)
+        return None if id == gone else 1 - float(unit[id] @ query) / float(np.linalg.norm(query))
+
+    gone = -1
+    search = {"probes": 1000, "rerank": 200, "exact": measure}
+    found, near = index.search(data.test[:100], 10, **search)
+    assert recall(found, true) > 0.98
+    np.testing.assert_allclose(near[:, 0], distances[:, 0], atol=1e-5)
+    assert 10 <= len(asked) / 100 <= 200
+    gone = int(found[0, 0])
+    assert index.search(data.test[0], 10, **search)[0].tolist()[0] == found[0, 1]
+    index.save(tmp_path / "index")
+    opened = ann.open(tmp_path / "index")
+    assert isinstance(opened, ann.IVFPQ)
+    assert opened.rerank == rerank
+    with pytest.raises(ann.InputError, match="codes of its vectors"):
+        index.get(3)
+    with pytest.raises(ZeroDivisionError):
+        index.search(data.test[:5], exact=lambda query, id: 1 / 0)
+    with pytest.raises(TypeError):
+        index.search(data.test[0], exact=lambda query, id: "far")
+    with pytest.raises(ann.InputError, match="a function of a query and an id"):
+        index.search(data.test[0], exact=3)
+    graph = ann.DiskANN(100, metric="cosine", vectors=None)
+    graph.add(data.train[:2000])
+    assert graph.search(unit[7], 1, exact=measure)[0][0] == 7
+    with pytest.raises(ann.InputError, match="exact = given"):
+        exact.search(data.test[0], exact=measure)
+
+
+def test_lists_alone_are_trained_first() -> None:
+    index = ann.IVFPQ(24, rerank=None)
+    x = make(3000)
+    with pytest.raises(ann.InputError, match=r"rows = 1000 is not allowed: at least 1024"):
+        index.add(x[:1000])
+    index.train(x[:1000])
+    index.add(x[:10])
+    index.add(x[10:])
+    assert index.remove([5, 6]) == 2
+    index.rebalance()
+    index.compact()
+    index.verify()
+    with pytest.raises(ann.InputError, match="codes of its vectors"):
+        index.train(x)
+    with pytest.raises(ann.InputError, match="codes of its vectors"):
+        index.tune(x[:10])
+    with pytest.raises(KeyError):
+        index.get(5)

@@ -46,7 +46,7 @@ class Engine:
         metric: str,
         dtype: str,
         measures: tuple[SupportsIndex | None, SupportsIndex | None, SupportsIndex],
-        kept: tuple[str | None, bool, bool],
+        kept: tuple[str | None, int | None, bool, bool],
         seed: SupportsIndex,
     ) -> Engine: ...
     @staticmethod
@@ -77,6 +77,8 @@ class Engine:
     def placement(self) -> Any: ...
     @property
     def subvectors(self) -> Any: ...
+    @property
+    def row_code_bits(self) -> int: ...
     def __len__(self) -> int: ...
     def insert(
         self,
@@ -101,7 +103,7 @@ class Engine:
         self,
         q: npt.NDArray[Any],
         sizes: tuple[SupportsIndex, list[SupportsIndex | None]],
-        filter: Any,
+        asked: tuple[Any, Any],
         threads: SupportsIndex,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]: ...
     def range_search(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ann import _input
 from ann._ann import Cursor, Engine
-from ann._input import Filter
+from ann._input import Exact, Filter
 from ann._progress import Progress, reporting
 from ann.errors import DimensionError, InputError, UnknownIdError
 
@@ -24,6 +24,7 @@ DType = Literal["f32", "f16", "i8", "u8"]
 Code = Literal["auto", "rabitq1", "rabitq2", "rabitq4", "rabitq8"]
 Placement = Literal["fused", "compact"]
 Vectors = Literal["auto", "f32", "f16", "i8", "u8"]
+Rerank = Literal["auto", "f32", "f16", "i8", "u8", "rabitq1", "rabitq2", "rabitq4", "rabitq8"]
 
 _Path = Union[str, "os.PathLike[str]"]
 _Ids = npt.NDArray[np.int64]
@@ -57,6 +58,7 @@ class Stats(TypedDict):
     levels: int
     vectors: str | None
     code_bits: int
+    row_code_bits: int
     codes_in_use: bool
     layout: str
     page_size: int
@@ -192,6 +194,7 @@ class Index:
         *,
         ef: SupportsIndex | None = None,
         filter: Filter | None = None,
+        exact: Exact | None = None,
         threads: SupportsIndex = 0,
     ) -> tuple[_Ids, _Distances]:
         """Finds the k nearest vectors of each query, nearest first.
@@ -206,6 +209,11 @@ class Index:
                 a list or set of ids, or a function from id to bool. A function is called on the
                 calling thread and may search, but not change, an index; what it raises ends the
                 search.
+            exact: for an index without vectors, the caller's own distances: a function of a query,
+                of shape `(dim,)`, and an id, called for those that can be among the results, the
+                most promising first. Results are ranked by and carry what it returns; an id for
+                which that is None is left out. It is called as a filter is, and what it raises ends
+                the search.
             threads: for many queries; one is searched on the calling thread.
 
         Returns:
@@ -213,21 +221,25 @@ class Index:
             are fewer than k, id -1 and distance inf follow.
 
         Raises:
-            InputError: a query that could not be added, k or ef out of range.
+            InputError: a query that could not be added, k or ef out of range, distances for an
+                index that keeps its vectors.
         """
-        return self._search(q, k, [ef, None, None, None], filter, threads)
+        return self._search(q, k, [ef, None, None, None], (filter, exact), threads)
 
     def _search(
         self,
         q: npt.ArrayLike,
         k: SupportsIndex,
         efforts: list[SupportsIndex | None],
-        filter: Filter | None,
+        asked: tuple[Filter | None, Exact | None],
         threads: SupportsIndex,
     ) -> tuple[_Ids, _Distances]:
         """Efforts are ef, beam, probes and rerank."""
         queries = _input.vectors(q, self.dtype)
-        return self._engine.search(queries, (k, efforts), _input.chosen(filter), threads)
+        filter, exact = asked
+        if exact is not None and not callable(exact):
+            raise InputError(f"exact = {exact!r} is not allowed: a function of a query and an id")
+        return self._engine.search(queries, (k, efforts), (_input.chosen(filter), exact), threads)
 
     def range_search(
         self,
@@ -311,13 +323,17 @@ class Index:
         `len` vectors, of which `twins` are identical to others; `tombstones`, removed but still in
         the graph; `slots` in all, free ones included; `links` at the bottom of the graph and
         `upper_links` in its `levels` above; what `vectors` are stored as, None if they are not, the
-        `code_bits` of a coordinate, whether these are `codes_in_use` (compact ones are from 256
-        vectors on), and the `layout`: `"fused"` (a vector, its links and their codes lie together),
-        `"fused lists"` (links and their codes do), `"compact"` (a code for each vector, links and
-        vectors elsewhere), `"lists"` (codes do, list by list) or `"apart"`; `bytes` in pages of
-        `page_size`, and `bytes_by_part`; `key_map_bytes` beside the pages, once ids were looked up;
-        what was `tuned`, by the names of options, of a graph with the k that it was tuned for; the
-        `instruction_set` in use.
+        `code_bits` of a coordinate (of an IVF-PQ index, of a piece's code), the `row_code_bits` of
+        a coordinate of codes that stand in for vectors, or 0, whether codes are `codes_in_use`
+        (compact ones are from 256 vectors on), and the `layout`: `"fused"` (a vector, its links and
+        their codes lie together), `"fused lists"` (links and their codes do), `"compact"` (a code
+        for each vector, links and vectors elsewhere), `"lists"` (codes do, list by list) or
+        `"apart"`; `bytes` in pages of `page_size`, and `bytes_by_part`, where of an IVF-PQ index
+        `codes` are the blocks of all lists with what is free in them, and `links` the lists'
+        records, their centroids and the codebook, and codes that stand in for vectors are
+        `vectors`; `key_map_bytes` beside the pages, once ids were looked up; what was `tuned`, by
+        the names of options, of a graph with the k that it was tuned for; the `instruction_set` in
+        use.
         """
         return self._engine.stats()
 
@@ -488,7 +504,7 @@ class HNSW(_Graph):
     @property
     def code(self) -> Code | None:
         """The codes of vectors."""
-        return _code(self._engine)
+        return _code(self._engine.code_bits)
 
     @property
     def vectors(self) -> DType | None:
@@ -604,7 +620,7 @@ class DiskANN(_Graph):
     @property
     def code(self) -> Code | None:
         """The codes of vectors."""
-        return _code(self._engine)
+        return _code(self._engine.code_bits)
 
     @property
     def placement(self) -> Placement:
@@ -621,12 +637,13 @@ class DiskANN(_Graph):
         ef: SupportsIndex | None = None,
         beam: SupportsIndex | None = None,
         filter: Filter | None = None,
+        exact: Exact | None = None,
         threads: SupportsIndex = 0,
     ) -> tuple[_Ids, _Distances]:
         """Finds the k nearest vectors of each query; see `Index.search`.
 
         Args:
-            q, k, filter, threads: as there.
+            q, k, filter, exact, threads: as there.
             list_size: candidates that the search keeps; `ef` is another name for it. Below k, where
                 codes are fused, so many are expanded and the rest of the k measured only: the
                 fastest searches of easy data. None for what `tune` has found, else the larger of
@@ -640,7 +657,7 @@ class DiskANN(_Graph):
         if list_size is not None and ef is not None and list_size != ef:
             raise InputError(f"list_size = {list_size} and ef = {ef} are two names for one number")
         size = ef if list_size is None else list_size
-        return self._search(q, k, [size, beam, None, None], filter, threads)
+        return self._search(q, k, [size, beam, None, None], (filter, exact), threads)
 
 
 class Tuned(NamedTuple):
@@ -668,8 +685,13 @@ class IVFPQ(Index):
             not divide. None for one for each two dimensions, from 129 dimensions on for each four.
         bits: of a piece's code: 4, or 8, which say more for their bytes and are slower.
         code: `"pq"`.
-        rerank: what vectors are stored as, by which the best are measured: `"f32"` or `"f16"`; None
-            for `dtype`.
+        rerank: what the best are measured by: vectors, stored as `dtype` (`"auto"`), or as `"f16"`
+            where that is `"f32"`; or codes of them of so many bits a coordinate (`"rabitq8"`,
+            `"rabitq4"`, ...), by which results are ranked and whose estimates they carry; or None:
+            all that is kept of vectors is in the lists, and results are the nearest by that.
+            Without vectors, `exact` of a search has the caller measure. Without codes either, the
+            index has to be trained before it is given vectors, by `train` or by 1024 in the first
+            `add`; it does not train itself anew, and `rebalance` leaves it as it is.
         anisotropic: whether codes under `"ip"` and `"cosine"` are chosen for what they say of near
             queries (arXiv 1908.10396).
         spill: whether vectors have a second entry, in a list that tells of them what the nearest
@@ -703,7 +725,7 @@ class IVFPQ(Index):
         subvectors: SupportsIndex | None = None,
         bits: SupportsIndex = 4,
         code: Literal["pq"] = "pq",
-        rerank: DType | None = None,
+        rerank: Rerank | None = "auto",
         anisotropic: bool = True,
         spill: bool = False,
         seed: SupportsIndex = 0,
@@ -711,7 +733,8 @@ class IVFPQ(Index):
         if code != "pq":
             raise InputError(f"code = {code!r} is not allowed: 'pq'")
         measures = (lists, subvectors, bits)
-        kept = (rerank, anisotropic, spill)
+        row_code_bits = next((bits for code, bits in _CODES.items() if code == rerank), None)
+        kept = (rerank if row_code_bits is None else None, row_code_bits, anisotropic, spill)
         self._engine = Engine.ivfpq(dim, metric, dtype, measures, kept, seed)
 
     @property
@@ -731,10 +754,11 @@ class IVFPQ(Index):
         return self._engine.code_bits or 4
 
     @property
-    def rerank(self) -> DType:
-        """What vectors are stored as."""
-        rerank: DType = self._engine.vectors
-        return rerank
+    def rerank(self) -> Rerank | None:
+        """What the best of a search are measured by."""
+        bits = self._engine.row_code_bits
+        vectors: DType | None = self._engine.vectors
+        return _code(bits) if bits else vectors
 
     @property
     def defaults(self) -> tuple[int, int]:
@@ -748,7 +772,8 @@ class IVFPQ(Index):
         proportions of all that will. Vectors in the index are put into the new lists.
 
         Raises:
-            InputError: as `add`; no vectors.
+            InputError: as `add`; no vectors; an index that has vectors and keeps neither them nor
+                codes of them.
         """
         self._engine.train(_input.vectors(x, self.dtype), threads)
 
@@ -766,8 +791,8 @@ class IVFPQ(Index):
         not told otherwise use what was found; it is saved with the index.
 
         Raises:
-            InputError: no queries, an index without vectors, or a recall that is not above 0 and at
-                most 1.
+            InputError: no queries, an index without vectors, or one that keeps neither them nor
+                codes of them; a recall that is not above 0 and at most 1.
         """
         sample = _input.vectors(queries, self.dtype)
         return Tuned(*self._engine.tune(sample, k, float(recall), threads))
@@ -793,16 +818,18 @@ class IVFPQ(Index):
         rerank: SupportsIndex | None = None,
         ef: SupportsIndex | None = None,
         filter: Filter | None = None,
+        exact: Exact | None = None,
         threads: SupportsIndex = 0,
     ) -> tuple[_Ids, _Distances]:
         """Finds the k nearest vectors of each query; see `Index.search`.
 
         Args:
-            q, k, filter, threads: as there.
+            q, k, filter, exact, threads: as there.
             probes: lists that are read, from 1 to 1,000,000, at most: those that cannot be expected
                 to have anything are not. More finds more and takes longer. None for what `tune` has
                 found, else a sixteenth of the lists, or 8.
-            rerank: candidates that are measured, from 1 to 1,000,000, at most: those too far off to
+            rerank: candidates that are measured, by what the index keeps of vectors or by
+                `exact`, from 1 to 1,000,000, at most: those too far off to
                 be among the results are not. `ef` is another name for it. None for what `tune` has
                 found, else 4 k + 40.
 
@@ -811,7 +838,7 @@ class IVFPQ(Index):
         """
         if rerank is not None and ef is not None and rerank != ef:
             raise InputError(f"rerank = {rerank} and ef = {ef} are two names for one number")
-        return self._search(q, k, [ef, None, probes, rerank], filter, threads)
+        return self._search(q, k, [ef, None, probes, rerank], (filter, exact), threads)
 
 
 class Flat(Index):
@@ -859,8 +886,7 @@ def _bits(code: Code | None) -> int | None:
     return _CODES[code]
 
 
-def _code(engine: Engine) -> Code | None:
-    bits = engine.code_bits
+def _code(bits: int | None) -> Code | None:
     return next(code for code, of in _CODES.items() if of == bits)
 
 

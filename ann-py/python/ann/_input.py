@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from typing import Any, Callable, NoReturn, Union
+from typing import Any, Callable, NoReturn, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ann.errors import DimensionError, InputError
 
 Filter = Union[npt.ArrayLike, AbstractSet[int], Callable[[int], bool]]
+Exact = Callable[[npt.NDArray[Any], int], Optional[float]]
 
 MAX_ID = 2**63 - 1
 
