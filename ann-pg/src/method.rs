@@ -184,9 +184,10 @@ impl Method for AnnIvfPq {
             .metric(column.metric)
             .dtype(column.dtype)
             .bits(options.bits as u8)
-            .train_at(options.train_at as usize);
-        if let Some(stored) = options::vectors(options.vectors, column.dtype) {
-            builder = builder.vectors(stored);
+            .train_at(options.train_at as usize)
+            .vectors(options::vectors(options.vectors, column.dtype));
+        if let Ok(bits) = u8::try_from(options.code_bits) {
+            builder = builder.code_bits(bits);
         }
         if options.lists > 0 {
             builder = builder.lists(options.lists as usize);

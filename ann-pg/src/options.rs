@@ -66,8 +66,11 @@ pub struct IvfPqOptions {
     pub sample: i32,
     /// Rows at which an index without lists trains itself.
     pub train_at: i32,
-    /// What vectors are kept as: a number of [`vectors`].
+    /// Where vectors are kept, and as what: a number of [`vectors`].
     pub vectors: i32,
+    /// Bits a coordinate of the codes that stand in for vectors which are left to the heap; -1 for what suits the
+    /// dimension.
+    pub code_bits: i32,
 }
 
 impl Default for HnswOptions {
@@ -86,8 +89,8 @@ impl Default for DiskAnnOptions {
 impl Default for IvfPqOptions {
     fn default() -> IvfPqOptions {
         let (lists, subvectors, sample) = (0, 0, 0);
-        let (bits, train_at) = (4, 1024);
-        IvfPqOptions { length: 0, lists, subvectors, bits, sample, train_at, vectors: -1 }
+        let (bits, train_at, vectors, code_bits) = (4, 1024, -1, -1);
+        IvfPqOptions { length: 0, lists, subvectors, bits, sample, train_at, vectors, code_bits }
     }
 }
 
@@ -117,10 +120,9 @@ impl Options for IvfPqOptions {
         if !matches!(self.bits, 4 | 8) {
             refuse("bits", self.bits, "4 or 8");
         }
-        if vectors(self.vectors, DType::F32).is_none() {
-            let (value, allowed) =
-                ("heap".to_owned(), "f32 or f16 of an ann_ivfpq index".to_owned());
-            report(&Error::Parameter { name: "vectors", value, allowed })
+        check_codes(self.code_bits, self.vectors);
+        if self.code_bits != -1 && vectors(self.vectors, DType::F32).is_some() {
+            refuse("code_bits", self.code_bits, "-1 of an ann_ivfpq index without vectors = heap");
         }
     }
 }
@@ -261,6 +263,8 @@ pub fn register() {
         add(ivfpq, c"sample", text, (0, 0, 1 << 30));
         let text = c"Rows at which an index that was made on fewer trains itself";
         add(ivfpq, c"train_at", text, (1024, 1, 1 << 30));
+        let text = c"Bits a coordinate of codes by which rows are chosen where vectors = heap: 1, 2, 4 or 8; -1 for what suits";
+        add(ivfpq, c"code_bits", text, (-1, -1, 8));
         for kind in kinds {
             add_vectors(kind);
         }
@@ -361,6 +365,7 @@ pub unsafe extern "C-unwind" fn ivfpq(
         element(c"sample", offset_of!(IvfPqOptions, sample)),
         element(c"train_at", offset_of!(IvfPqOptions, train_at)),
         vectors_element(offset_of!(IvfPqOptions, vectors)),
+        element(c"code_bits", offset_of!(IvfPqOptions, code_bits)),
     ];
     // SAFETY: the table describes IvfPqOptions.
     unsafe { parse::<IvfPqOptions>(options, validate, KINDS.get()[2], &table) }

@@ -66,8 +66,40 @@ def test_vectors_of_lists_are_kept(db: Db) -> None:
     index(db, "ann_ivfpq", more="WITH (vectors = f16, bits = 8)")
     assert value(db, "SELECT element FROM ann.index_stats('i')") == "f16"
     assert recall(db, "t", "<->", clustered(20, DIM, 8)) >= 0.95
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"vectors.*heap.*f32 or f16"):
-        db.execute("CREATE INDEX ON t USING ann_ivfpq (v vector_l2_ops) WITH (vectors = heap)")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"code_bits = 4.*heap"):
+        db.execute("CREATE INDEX ON t USING ann_ivfpq (v vector_l2_ops) WITH (code_bits = 4)")
+
+
+def test_lists_of_rows_whose_vectors_are_in_the_heap(db: Db) -> None:
+    """Codes in the place of vectors are what lists are learnt from, and what moves between them."""
+    db.execute(f"CREATE TABLE t (id int, v vector({DIM}))")
+    more = "WITH (vectors = heap, code_bits = 4, train_at = 500)"
+    db.execute(f"CREATE INDEX i ON t USING ann_ivfpq (v vector_l2_ops) {more}")
+    rows = clustered(6000, DIM, 1)
+    seen = []
+    for first, last in ((0, 400), (400, 800), (800, 2500), (2500, 6000)):
+        fill(db, "t", rows[first:last], first)
+        seen.append(value(db, LISTS))
+        verify(db)
+    assert seen[0] == 0
+    assert 10 <= seen[1] < seen[2] <= seen[3]
+    queries = clustered(20, DIM, 2)
+    assert recall(db, "t", "<->", queries) >= 0.95
+    # All in one place: a list that a vacuum cuts.
+    fill(db, "t", rows[:1] + 0.2 * clustered(900, DIM, 3), 10_000)
+    db.execute("VACUUM ANALYZE t")
+    assert value(db, LISTS) != seen[3]
+    assert recall(db, "t", "<->", queries) >= 0.95
+    verify(db)
+    db.execute("DELETE FROM t WHERE id % 3 > 0")
+    db.execute("VACUUM t")
+    assert recall(db, "t", "<->", queries) >= 0.95
+    verify(db)
+    whole = value(db, "SELECT bytes FROM ann.index_stats('i')")
+    db.execute("REINDEX INDEX i")
+    assert recall(db, "t", "<->", queries) >= 0.95
+    verify(db)
+    assert value(db, "SELECT bytes FROM ann.index_stats('i')") < whole
 
 
 def test_nothing_is_missed_while_lists_change(server: Server) -> None:

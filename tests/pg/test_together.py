@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import pytest
 from clients import DIM, make, reader, running, vacuumer, writer
-from conftest import GRAPHS, METHODS, clustered, recall
+from conftest import METHODS, clustered, recall
 
 from embedded import Server
 
 
 @pytest.mark.parametrize(
     ("method", "vectors"),
-    [*((method, "f32") for method in METHODS), *((method, "heap") for method in GRAPHS)],
+    [(method, vectors) for vectors in ("f32", "heap") for method in METHODS],
 )
 def test_ten_clients(server: Server, method: str, vectors: str) -> None:
     with server.connect() as db:
