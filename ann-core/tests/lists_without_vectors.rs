@@ -7,11 +7,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ann_core::testing::Rng;
 use ann_core::{
     AddOptions, Cursor, DType, Error, Filter, Flat, Hit, Index, IvfPq, IvfPqBuilder, Layout,
     MemStore, Metric, Search,
 };
-use common::{SmallSet, add_all, clustered, small_set};
+use common::oracle::{Oracle, Tally};
+use common::{SmallSet, add_all, clustered, shuffled, small_set};
 use ndarray::{Array2, Axis, s};
 
 const METRICS: [Metric; 3] = [Metric::Cosine, Metric::L2sq, Metric::InnerProduct];
@@ -405,4 +407,97 @@ fn what_is_reported_and_refused() {
     let mut long = IvfPq::builder(9000).vectors(None).code_bits(8).build().unwrap();
     long.add(clustered(40, 9000, 1).view(), None, AddOptions::new()).unwrap();
     long.verify().unwrap();
+}
+
+/// Lists and codes of vectors that are not kept take a quarter more than codes of their bits and eight bytes an entry, at
+/// most. Of cosine all counts that is not the 24 bytes of a row's key and state: blocks, partly filled ones included, the
+/// records of lists, centroids, and the codebook; of squared L2, which has four bytes more of an entry, blocks alone.
+#[test]
+fn what_lists_without_vectors_take() {
+    let rows = clustered(50_000, 100, 1);
+    for metric in [Metric::Cosine, Metric::L2sq] {
+        let index = IvfPq::builder(100).metric(metric).vectors(None).code_bits(0);
+        let mut index = index.sample(4096).build().unwrap();
+        add_all(&mut index, rows.view());
+        let stats = index.stats().unwrap();
+        let [vectors, nodes, lists, nothing, blocks] = stats.bytes_by_part;
+        assert_eq!((vectors, nothing), (0, 0));
+        let codes = index.subvectors() * usize::from(index.bits()) / 8 + 8;
+        let budget = (50_000 * codes) as f64 * 1.25;
+        let taken = if metric == Metric::Cosine { lists + blocks } else { blocks };
+        assert!(taken as f64 <= budget, "{metric}: {taken} of {budget}, {stats:?}");
+        assert!(nodes <= 50_000 * 25);
+    }
+}
+
+/// Random lives against a plain map, whose owner tells the distances.
+#[test]
+fn random_lives() {
+    for (seed, code_bits) in (0..24).zip([8, 0, 4].into_iter().cycle()) {
+        let rng = &mut Rng(seed + 1);
+        let metric = METRICS[rng.below(3)];
+        let stock = clustered(400, 6, 3);
+        let mut index = IvfPq::builder(6).metric(metric).vectors(None).code_bits(code_bits);
+        index = index.lists(9).train_at(150).spill(seed % 4 < 2);
+        let mut index = index.build().unwrap();
+        if code_bits == 0 {
+            index.train(stock.view(), AddOptions::new().threads(1)).unwrap();
+        }
+        let (mut oracle, mut tally) = (Oracle::<f32>::new(metric), Tally::default());
+        for _ in 0..30 {
+            let picks: Vec<usize> = (0..rng.below(90)).map(|_| rng.below(400)).collect();
+            let rows = stock.select(Axis(0), &picks);
+            let known: Vec<u64> = oracle.rows.keys().copied().collect();
+            let some = shuffled(known.len(), rng.next());
+            let some: Vec<u64> =
+                some.iter().take(picks.len()).map(|&at| known[at as usize]).collect();
+            match rng.below(6) {
+                0 | 1 => {
+                    let keys = index.add(rows.view(), None, AddOptions::new().threads(2)).unwrap();
+                    oracle
+                        .rows
+                        .extend(keys.into_iter().zip(rows.rows().into_iter().map(|r| r.to_vec())));
+                }
+                2 => {
+                    let rows = rows.slice(s![..some.len(), ..]);
+                    index.update(rows, &some, AddOptions::new().threads(1)).unwrap();
+                    let rows = rows.rows().into_iter().map(|row| row.to_vec());
+                    oracle.rows.extend(some.iter().copied().zip(rows));
+                }
+                3 => {
+                    assert_eq!(index.remove(&some).unwrap(), some.len());
+                    some.iter().for_each(|key| _ = oracle.rows.remove(key));
+                    assert!(some.iter().all(|&key| !index.contains(key).unwrap()));
+                }
+                4 => {
+                    index.rebalance(1).unwrap();
+                    index.compact().unwrap();
+                }
+                _ => index = reopened(&index),
+            }
+            index.verify().unwrap();
+            assert_eq!(index.len(), oracle.rows.len());
+            let query = stock.row(rng.below(400)).to_vec();
+            let far = |key: u64| {
+                Ok(oracle.rows.get(&key).map(|row| oracle.distance(&query, row).0 as f32))
+            };
+            let (k, part) = (1 + rng.below(30), 1 + rng.below(9) as u64);
+            let accept = |key: u64| key.is_multiple_of(part);
+            let options = Search::new(k).probes(1000).rerank(9000).exact(&far);
+            let options = options.filter(Filter::Predicate(&accept));
+            let hits = index.search(&query, &options).unwrap();
+            // Codes leave out what their bound says, which nearly all keep.
+            let exact = code_bits == 0;
+            oracle.check_nearest((&query, k), &hits, accept, exact, &mut tally);
+            let edge = stock.row(rng.below(400)).to_vec();
+            let radius = oracle.distance(&query, &edge).0 as f32;
+            let hits = index.range_search(&query, radius, &options).unwrap();
+            oracle.check_within((&query, radius), &hits, accept, false, &mut tally);
+            let mut met: Vec<u64> =
+                walk(&index, index.cursor(&query, 20).unwrap()).iter().map(|hit| hit.key).collect();
+            met.sort_unstable();
+            assert!(met.iter().eq(oracle.rows.keys()), "a cursor comes to each vector once");
+        }
+        assert!(tally.recall() >= 0.95, "recall {}", tally.recall());
+    }
 }

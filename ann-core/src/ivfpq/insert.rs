@@ -11,14 +11,16 @@ use std::ops::Range;
 use rayon::ThreadPool;
 use zerocopy::IntoBytes;
 
+use crate::code::kmeans;
 use crate::element::Element;
 use crate::error::Result;
+use crate::kernel::fastscan::BLOCK;
 use crate::page::PageStore;
 use crate::rows::{Change, NODES, NONE, Node, State, VECTORS, slice};
 
 use super::lists::{Extent, Place};
 use super::source::{Coded, Source};
-use super::{IvfPq, LISTS};
+use super::{BLOCKS, IvfPq, LISTS};
 
 /// Rows that are encoded in a step.
 const STEP: usize = 1024;
@@ -32,6 +34,8 @@ pub(super) const WIDE: f32 = 2.0;
 pub(super) struct Adding<'a, T> {
     source: Source<'a, T>,
     replace: bool,
+    /// The place of each row's list, if there are any.
+    nearest: Vec<u32>,
     /// Rows whose entries, if they are to have any, are known, and these.
     coded: Range<usize>,
     entries: Vec<Coded>,
@@ -40,7 +44,8 @@ pub(super) struct Adding<'a, T> {
 
 impl<'a, T: Element> Adding<'a, T> {
     pub(super) fn new(source: Source<'a, T>, replace: bool) -> Adding<'a, T> {
-        Adding { source, replace, coded: 0..0, entries: Vec::new(), seconds: Vec::new() }
+        let (nearest, entries, seconds) = (Vec::new(), Vec::new(), Vec::new());
+        Adding { source, replace, nearest, coded: 0..0, entries, seconds }
     }
 
     /// Rows that are in the index.
@@ -58,21 +63,30 @@ impl<'a, T: Element> Adding<'a, T> {
 
     /// One step of planning.
     pub(super) fn plan<S: PageStore>(&mut self, index: &IvfPq<S>, pool: &ThreadPool) -> Result<()> {
+        let rows = &index.rows;
+        if let Some(model) = index.model()?
+            && self.nearest.len() < self.source.len()
+        {
+            let first = self.nearest.len();
+            let count = pool.install(|| kmeans::step_rows(model.len(), model.dim));
+            self.nearest.resize(self.source.len().min(first + count.max(STEP)), 0);
+            let (source, nearest) = (&self.source, &mut self.nearest[first..]);
+            pool.install(|| source.assign(rows, &model.centroids, first, nearest))?;
+            if self.nearest.len() < self.source.len() {
+                return Ok(());
+            }
+        }
         let first = self.coded.end;
         let last = self.source.len().min(first + STEP);
         self.entries.clear();
         self.seconds.clear();
         if let Some(model) = index.model()? {
-            let mut nearest = vec![0; last - first];
-            let (rows, centroids) = (&index.rows, &model.centroids);
-            self.entries = pool.install(|| {
-                self.source.assign(rows, centroids, first, &mut nearest)?;
-                self.source.code(index, model, first, &nearest)
-            })?;
+            let (centroids, nearest) = (&model.centroids, &self.nearest[first..last]);
+            self.entries = pool.install(|| self.source.code(index, model, first, nearest))?;
             if rows.meta.spills() && model.len() > 1 {
                 let mut seconds = vec![0; last - first];
                 self.seconds = pool.install(|| {
-                    self.source.assign_seconds(rows, centroids, first, &nearest, &mut seconds)?;
+                    self.source.assign_seconds(rows, centroids, first, nearest, &mut seconds)?;
                     self.source.code(index, model, first, &seconds)
                 })?;
             }
@@ -92,6 +106,14 @@ impl<'a, T: Element> Adding<'a, T> {
             let slots = u64::from(rows.slots()).max((rows.len() + self.source.len()) as u64);
             rows.reserve(VECTORS, slots)?;
             rows.reserve(NODES, slots)?;
+            if rows.len() == 0 && rows.meta.upper.get() == 0 && !rows.meta.spills() {
+                // All at once, so that none is left over.
+                let lists = self.nearest.iter().max().map_or(0, |&last| last as usize + 1);
+                let mut counts = vec![0usize; lists];
+                self.nearest.iter().for_each(|&list| counts[list as usize] += 1);
+                let blocks: usize = counts.into_iter().map(|count| count.div_ceil(BLOCK)).sum();
+                rows.reserve(BLOCKS, blocks as u64)?;
+            }
         }
         let count = (STEP_BYTES / index.rows.space.stride()).max(1);
         let before = self.coded.end - self.entries.len();
