@@ -10,8 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ann_core::testing::Rng;
 use ann_core::{
-    AddOptions, AnyIndex, DType, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, IvfPq, MemStore,
-    Metric, PageId, PageStore, Placement, Result, Search, Topology,
+    AddOptions, AnyIndex, DType, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, IvfCode, IvfPq,
+    IvfPqBuilder, MemStore, Metric, PageId, PageStore, Placement, Result, Search, Topology,
 };
 use common::metered::{Metered, ran_out};
 use ndarray::{Array2, s};
@@ -152,8 +152,16 @@ fn flat() -> Flat {
 
 /// Lists with all there can be in them: full and open blocks, unused ones, retired lists, free slots.
 fn lists(metric: Metric, bits: u8) -> IvfPq {
-    let builder = IvfPq::builder(DIM).metric(metric).lists(9).train_at(100).bits(bits);
-    let builder = builder.spill(bits == 8);
+    let builder = IvfPq::builder(DIM).metric(metric).bits(bits);
+    filled_lists(builder.spill(bits == 8))
+}
+
+fn lists_of_rabitq() -> IvfPq {
+    filled_lists(IvfPq::builder(DIM).metric(Metric::Cosine).code(IvfCode::RaBitQ1))
+}
+
+fn filled_lists(builder: IvfPqBuilder) -> IvfPq {
+    let builder = builder.lists(9).train_at(100);
     let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
     index.add(rows(400, 1).view(), None, AddOptions::new().threads(1)).unwrap();
     let near = Array2::from_shape_fn((150, DIM), |(i, j)| (i * j % 7 + 1) as f32);
@@ -458,6 +466,10 @@ fn searching_damaged_lists() {
     hunt("meta", 300, false, &image, forge_meta);
     let image = Image::of(lists(Metric::Cosine, 8).store());
     hunt("forged codes of bytes", 200, false, &image, forge_lists);
+    let image = Image::of(lists_of_rabitq().store());
+    hunt("bytes of RaBitQ", 200, false, &image, scatter);
+    hunt("forged lists of RaBitQ", 200, false, &image, forge_lists);
+    hunt("meta of RaBitQ", 200, false, &image, forge_meta);
 }
 
 #[test]
@@ -466,6 +478,8 @@ fn changing_damaged_lists() {
     hunt("bytes", 200, true, &image, scatter);
     hunt("forged", 400, true, &image, forge_lists);
     hunt("meta", 200, true, &image, forge_meta);
+    let image = Image::of(lists_of_rabitq().store());
+    hunt("forged lists of RaBitQ", 200, true, &image, forge_lists);
 }
 
 #[test]

@@ -51,6 +51,9 @@ pub struct Engine {
     /// Sub-quantizers of a code; `None` unless it is an IVF-PQ index.
     #[pyo3(get)]
     subvectors: Option<usize>,
+    /// What codes are; `None` unless it is an IVF-PQ index.
+    #[pyo3(get)]
+    code: Option<String>,
 }
 
 /// k of a search, and what it is asked to do: ef, beam, probes, rerank.
@@ -88,6 +91,11 @@ impl Engine {
             Held::Flat(_) | Held::FlatFile(_) => ("flat", [None, None], (None, None), (None, None)),
         };
         let ((code_bits, vectors), (alpha, placement)) = (kept, own);
+        let code = match &held {
+            Held::IvfPq(index) => Some(index.code().to_string()),
+            Held::IvfPqFile(index) => Some(index.code().to_string()),
+            _ => None,
+        };
         any!(&held, index => Engine {
             writable,
             dtype: index.dtype(),
@@ -101,6 +109,7 @@ impl Engine {
             vectors,
             alpha,
             placement,
+            code,
             shared: Arc::new(Shared::new(held)),
         })
     }
@@ -277,18 +286,22 @@ impl Engine {
         dim: &Bound<'_, PyAny>,
         metric: &str,
         dtype: &str,
-        measures: (Option<Bound<'_, PyAny>>, Option<Bound<'_, PyAny>>, Bound<'_, PyAny>),
+        measures: [Option<Bound<'_, PyAny>>; 3],
         kept: (Option<String>, bool, bool),
+        code: &str,
         seed: &Bound<'_, PyAny>,
     ) -> Answer<Engine> {
-        let ((lists, subvectors, bits), (vectors, anisotropic, spill)) = (measures, kept);
+        let ([lists, subvectors, bits], (vectors, anisotropic, spill)) = (measures, kept);
         let mut builder = IvfPq::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
             .metric(metric.parse()?)
             .dtype(dtype.parse()?)
-            .bits(whole("bits", &bits, 1..=255)? as u8)
+            .code(code.parse()?)
             .anisotropic(anisotropic)
             .spill(spill)
             .seed(whole("seed", seed, 0..=u64::MAX)? as u64);
+        if let Some(bits) = bits {
+            builder = builder.bits(whole("bits", &bits, 1..=255)? as u8);
+        }
         if let Some(lists) = lists {
             builder = builder.lists(whole("lists", &lists, 1..=u64::MAX)?);
         }

@@ -5,10 +5,11 @@ use crate::error::{Error, Result};
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
-use crate::rows::{ALONG, ArrayMeta, Kind, MAX_SLOTS, Rows, SPILL, Space};
+use crate::rows::{ALONG, ArrayMeta, Kind, MAX_SLOTS, RABITQ, Rows, SPILL, Space};
 
+use super::code::rabitq_block;
 use super::lists::{Block, LIST_BYTES};
-use super::{BLOCKS, BOOK, CENTROIDS, IvfPq, LISTS};
+use super::{BLOCKS, BOOK, CENTROIDS, IvfCode, IvfPq, LISTS};
 
 /// Makes an [`IvfPq`] index.
 #[derive(Clone, Debug)]
@@ -19,7 +20,8 @@ pub struct IvfPqBuilder {
     vectors: Option<DType>,
     lists: Option<usize>,
     subvectors: Option<usize>,
-    bits: u8,
+    bits: Option<u8>,
+    code: IvfCode,
     anisotropic: bool,
     spill: bool,
     sample: Option<usize>,
@@ -37,7 +39,8 @@ impl IvfPqBuilder {
             vectors: None,
             lists: None,
             subvectors: None,
-            bits: 4,
+            bits: None,
+            code: IvfCode::Pq,
             anisotropic: true,
             spill: false,
             sample: None,
@@ -84,7 +87,13 @@ impl IvfPqBuilder {
     /// Bits of a sub-quantizer's code: 4, which are scored in registers, or 8, which tell more for their bytes and are
     /// slower. 4 unless it is set.
     pub fn bits(mut self, bits: u8) -> IvfPqBuilder {
-        self.bits = bits;
+        self.bits = Some(bits);
+        self
+    }
+
+    /// What codes are; [`IvfCode::Pq`] unless it is set.
+    pub fn code(mut self, code: IvfCode) -> IvfPqBuilder {
+        self.code = code;
         self
     }
 
@@ -167,9 +176,11 @@ impl IvfPqBuilder {
             meta.arrays[CENTROIDS] = array(4 * self.dim);
             meta.arrays[BOOK] = array(page_size - HEADER);
             meta.m = (block.subs as u32).into();
-            meta.code_bits = self.bits;
-            let along = self.anisotropic && self.metric != Metric::L2sq;
+            let planes = self.code.planes();
+            meta.code_bits = planes.unwrap_or(block.bits);
+            let along = self.anisotropic && self.metric != Metric::L2sq && planes.is_none();
             meta.entries = u8::from(along) * ALONG + u8::from(self.spill) * SPILL;
+            meta.entries += u8::from(planes.is_some()) * RABITQ;
             meta.ef_construction = number(self.lists);
             // Where a DiskANN index has its alpha.
             meta.alpha = number(self.sample);
@@ -181,20 +192,26 @@ impl IvfPqBuilder {
 
     /// The block of codes, on pages of this size.
     fn block(&self, page_size: usize) -> Result<Block> {
-        let (room, addends) = (page_size - HEADER, self.metric == Metric::L2sq);
+        let (room, bits) = (page_size - HEADER, self.bits.unwrap_or(4));
+        let addends = usize::from(self.metric == Metric::L2sq);
+        if let Some(planes) = self.code.planes() {
+            let block = rabitq_block(self.dim, planes);
+            if block.stride() > room {
+                let allowed =
+                    format!("one whose block of 32 codes fits pages of {page_size} bytes");
+                return Err(Error::parameter("code", self.code, allowed));
+            }
+            return Ok(block);
+        }
         let Some(subs) = self.subvectors else {
             let wanted = if self.dim <= 128 { self.dim.div_ceil(2) } else { self.dim.div_ceil(4) };
-            return Ok(Block::new(
-                wanted.min(Block::most(room, self.bits, addends)),
-                self.bits,
-                addends,
-            ));
+            return Ok(Block::new(wanted.min(Block::most(room, bits, addends)), bits, addends));
         };
-        let block = Block::new(subs, self.bits, addends);
+        let block = Block::new(subs, bits, addends);
         if block.stride() > room {
             let allowed = format!(
                 "at most {} on pages of {page_size} bytes",
-                Block::most(room, self.bits, addends)
+                Block::most(room, bits, addends)
             );
             return Err(Error::parameter("subvectors", subs, allowed));
         }
@@ -211,8 +228,17 @@ impl IvfPqBuilder {
             return Err(Error::parameter("vectors", stored, allowed));
         }
         let space = Space::storing(self.dim, self.dtype, stored, self.metric, self.isa)?;
-        if !matches!(self.bits, 4 | 8) {
-            return Err(Error::parameter("bits", self.bits, "4 or 8"));
+        if let Some(bits) = self.bits.filter(|bits| !matches!(bits, 4 | 8)) {
+            return Err(Error::parameter("bits", bits, "4 or 8"));
+        }
+        if self.code != IvfCode::Pq {
+            let allowed = "left out, unless codes are those of a product quantizer";
+            let given = [("bits", self.bits.map(usize::from)), ("subvectors", self.subvectors)];
+            for (name, value) in given {
+                if let Some(value) = value {
+                    return Err(Error::parameter(name, value, allowed));
+                }
+            }
         }
         if let Some(subs) = self.subvectors
             && !(1..=self.dim).contains(&subs)

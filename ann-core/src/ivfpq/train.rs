@@ -4,7 +4,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::code::kmeans::{self, Training};
-use crate::code::pq::{self, Pq};
+use crate::code::{Rotation, pq};
 use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::wide::wide;
@@ -12,6 +12,7 @@ use crate::page::PageStore;
 use crate::rows::ALONG;
 use crate::seed::mix;
 
+use super::code::Coder;
 use super::lists::Extent;
 use super::model::Model;
 use super::source::Source;
@@ -117,6 +118,11 @@ impl Learning {
                 if self.nearest.len() * dim == self.points.len() {
                     self.share = share(&self.points, &self.nearest, &self.centroids, dim);
                     let (subs, bits) = (index.block.subs, index.block.bits);
+                    if let Some(planes) = index.code().planes() {
+                        return Ok(Some(
+                            self.end(index, Coder::RaBitQ(Rotation::new(dim, seed), planes)),
+                        ));
+                    }
                     self.stage = Stage::Words(pq::Trainer::new(dim, subs, bits, mix(seed)));
                 }
             }
@@ -124,24 +130,27 @@ impl Learning {
                 if !trainer.step(&self.points)
                     && let Stage::Words(trainer) = std::mem::replace(&mut self.stage, Stage::Draw)
                 {
-                    (self.points, self.nearest) = (Vec::new(), Vec::new());
-                    let centroids = std::mem::take(&mut self.centroids);
-                    return Ok(Some(index.model_of(centroids, trainer.finish(), self.share)));
+                    return Ok(Some(self.end(index, Coder::Pq(trainer.finish()))));
                 }
             }
         }
         Ok(None)
     }
+
+    /// What was learnt, with what makes codes.
+    fn end<S: PageStore>(&mut self, index: &IvfPq<S>, coder: Coder) -> Model {
+        (self.points, self.nearest) = (Vec::new(), Vec::new());
+        index.model_of(std::mem::take(&mut self.centroids), coder, self.share)
+    }
 }
 
 impl<S: PageStore> IvfPq<S> {
     /// Lists around these centroids, numbered one after the other.
-    fn model_of(&self, centroids: Vec<f32>, pq: Pq, share: f32) -> Model {
-        let numbers: Vec<u32> = (0..(centroids.len() / pq.dim()) as u32).collect();
+    fn model_of(&self, centroids: Vec<f32>, coder: Coder, share: f32) -> Model {
         let (space, along) = (&self.rows.space, self.rows.meta.entries & ALONG != 0);
+        let numbers: Vec<u32> = (0..(centroids.len() / space.dim) as u32).collect();
         let extents = vec![Extent::default(); numbers.len()];
-        let isa = space.isa();
-        let mut model = Model::new(numbers, centroids, extents, pq, space.metric, along, isa);
+        let mut model = Model::new(numbers, centroids, extents, coder, space, along);
         model.share = share;
         model
     }

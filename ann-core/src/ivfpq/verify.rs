@@ -28,7 +28,7 @@ impl<S: PageStore> IvfPq<S> {
                 format!("the centroid of list {} is not finite", model.lists[at / model.dim]);
             return Err(Error::corrupt(0, what));
         }
-        if model.pq.book().iter().any(|value| !value.is_finite()) {
+        if model.coder.book().iter().any(|value| !value.is_finite()) {
             return Err(Error::corrupt(0, "the codebook is not finite"));
         }
         let blocks = self.rows.meta.upper.get() as usize;
@@ -114,7 +114,7 @@ impl<S: PageStore> IvfPq<S> {
             floats.load(&self.rows, slot)?;
             let code = model.encode(&floats.values, place, &mut right, &mut scratch);
             let beside = self.block.get(&bytes, lane, &mut held);
-            if held != right || beside.to_bits() != code.addend.to_bits() {
+            if held != right || !beside.same(code.factors, self.block.factors) {
                 return Err(
                     self.bad_block(block, format!("the code of slot {slot} is not its own"))
                 );

@@ -177,7 +177,7 @@ pub(crate) struct Meta {
     pub stored: u8,
     /// 1 if codes are by node, 0 if they stand beside links.
     pub by_node: u8,
-    /// IVF-PQ: [`ALONG`] and [`SPILL`], as far as they hold.
+    /// IVF-PQ: [`ALONG`], [`SPILL`] and [`RABITQ`], as far as they hold.
     pub entries: u8,
     /// Records of array 3 handed out so far: upper-level links, or IVF-PQ's blocks.
     pub upper: U32,
@@ -189,7 +189,7 @@ pub(crate) struct Meta {
     pub coded: U32,
     /// Counts what searches beside it have to know of: changes of what slots hold, and of IVF-PQ's lists.
     pub sweeps: U32,
-    /// IVF-PQ: the most that a code misses of its vector, the bits of a float.
+    /// IVF-PQ: the most that a code misses of its vector, or with RaBitQ is off, the bits of a float.
     pub error: U32,
     /// As tuned, 0 without: IVF-PQ: lists that a search reads, and candidates that it measures. Graphs: the `k` that
     /// the size of a search's pool is for, and that size.
@@ -206,6 +206,8 @@ pub(crate) struct Meta {
 pub(crate) const ALONG: u8 = 1;
 /// Vectors have a second entry, in another list.
 pub(crate) const SPILL: u8 = 2;
+/// Codes are RaBitQ's, of `code_bits` bits a coordinate.
+pub(crate) const RABITQ: u8 = 4;
 
 impl Meta {
     /// Whether vectors have a second entry.

@@ -45,8 +45,9 @@ class Engine:
         dim: SupportsIndex,
         metric: str,
         dtype: str,
-        measures: tuple[SupportsIndex | None, SupportsIndex | None, SupportsIndex],
+        measures: list[SupportsIndex | None],
         kept: tuple[str | None, bool, bool],
+        code: str,
         seed: SupportsIndex,
     ) -> Engine: ...
     @staticmethod
@@ -77,6 +78,8 @@ class Engine:
     def placement(self) -> Any: ...
     @property
     def subvectors(self) -> Any: ...
+    @property
+    def code(self) -> Any: ...
     def __len__(self) -> int: ...
     def insert(
         self,

@@ -666,8 +666,11 @@ class IVFPQ(Index):
             number.
         subvectors: pieces into which a vector is cut for its code, from 1 to dim, which they need
             not divide. None for one for each two dimensions, from 129 dimensions on for each four.
-        bits: of a piece's code: 4, or 8, which say more for their bytes and are slower.
-        code: `"pq"`.
+        bits: of a piece's code: 4, which None stands for, or 8, which say more for their bytes and
+            are slower.
+        code: `"pq"`, or RaBitQ (arXiv 2405.12497) of so many bits a coordinate: `"rabitq1"`,
+            `"rabitq2"` or `"rabitq4"`, which has neither `subvectors` nor `bits`. Nothing is learnt
+            for it but lists, and it does not mind vectors unlike those that lists were learnt from.
         rerank: what vectors are stored as, by which the best are measured: `"f32"` or `"f16"`; None
             for `dtype`.
         anisotropic: whether codes under `"ip"` and `"cosine"` are chosen for what they say of near
@@ -691,7 +694,7 @@ class IVFPQ(Index):
     """
 
     __slots__ = ()
-    _parameters = ("lists", "subvectors", "bits", "rerank")
+    _parameters = ("lists", "subvectors", "bits", "code", "rerank")
 
     def __init__(
         self,
@@ -701,18 +704,16 @@ class IVFPQ(Index):
         dtype: DType = "f32",
         lists: SupportsIndex | None = None,
         subvectors: SupportsIndex | None = None,
-        bits: SupportsIndex = 4,
-        code: Literal["pq"] = "pq",
+        bits: SupportsIndex | None = None,
+        code: Literal["pq", "rabitq1", "rabitq2", "rabitq4"] = "pq",
         rerank: DType | None = None,
         anisotropic: bool = True,
         spill: bool = False,
         seed: SupportsIndex = 0,
     ) -> None:
-        if code != "pq":
-            raise InputError(f"code = {code!r} is not allowed: 'pq'")
-        measures = (lists, subvectors, bits)
+        measures = [lists, subvectors, bits]
         kept = (rerank, anisotropic, spill)
-        self._engine = Engine.ivfpq(dim, metric, dtype, measures, kept, seed)
+        self._engine = Engine.ivfpq(dim, metric, dtype, measures, kept, code, seed)
 
     @property
     def lists(self) -> int:
@@ -721,14 +722,20 @@ class IVFPQ(Index):
 
     @property
     def subvectors(self) -> int:
-        """Pieces of a vector that have a code each."""
+        """Pieces of a vector that have a code each; 0 with RaBitQ."""
         subvectors: int = self._engine.subvectors
         return subvectors
 
     @property
     def bits(self) -> int:
-        """Bits of a piece's code."""
+        """Bits of a piece's code, or with RaBitQ of a coordinate."""
         return self._engine.code_bits or 4
+
+    @property
+    def code(self) -> Literal["pq", "rabitq1", "rabitq2", "rabitq4"]:
+        """What codes are."""
+        code: Literal["pq", "rabitq1", "rabitq2", "rabitq4"] = self._engine.code
+        return code
 
     @property
     def rerank(self) -> DType:

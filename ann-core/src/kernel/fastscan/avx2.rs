@@ -134,6 +134,13 @@ impl Sums for Codes {
 
     #[inline]
     #[target_feature(enable = "avx2")]
+    unsafe fn then_few(self, plane: &[u8], tables: &[u8]) -> Codes {
+        // SAFETY: the caller's; four entries are 4 * 63 at most.
+        unsafe { self.plus::<4>(plane, tables) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
     unsafe fn store(self, out: &mut [u32; BLOCK]) {
         for (sums, out) in self.0.into_iter().zip(out.as_chunks_mut::<8>().0) {
             // SAFETY: eight integers are as large as the vector.

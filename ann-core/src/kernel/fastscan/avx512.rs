@@ -149,6 +149,13 @@ impl Sums for Codes {
     }
 
     #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn then_few(self, plane: &[u8], tables: &[u8]) -> Codes {
+        // SAFETY: the caller's; four entries are 4 * 63 at most.
+        unsafe { self.plus::<4>(plane, tables) }
+    }
+
+    #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn store(self, out: &mut [u32; BLOCK]) {
         for (sums, out) in self.0.into_iter().zip(out.as_chunks_mut::<16>().0) {

@@ -55,6 +55,13 @@ impl Sums for Codes {
 
     #[inline]
     #[target_feature(enable = "neon")]
+    unsafe fn then_few(self, plane: &[u8], tables: &[u8]) -> Codes {
+        // SAFETY: the caller's.
+        unsafe { self.then(plane, tables) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
     unsafe fn store(self, out: &mut [u32; BLOCK]) {
         for (sums, out) in self.0.into_iter().zip(out.as_chunks_mut::<4>().0) {
             // SAFETY: four integers are as large as the vector.

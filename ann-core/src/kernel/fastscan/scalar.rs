@@ -2,10 +2,10 @@
 
 use half::f16;
 
-use super::{Addends, BLOCK, Block, Functions, Line, NO_ADDENDS, SUB, Terms};
+use super::{Addends, BLOCK, Block, Factors, Functions, Line, NO_ADDENDS, SUB, Terms, scale};
 
 /// The entry points.
-pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances };
+pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances, scaled };
 
 fn scan(plane: &[u8], tables: &[u8], out: &mut [u32; BLOCK]) {
     *out = [0; BLOCK];
@@ -54,4 +54,19 @@ fn distances(
         below |= u32::from(out[i] < line.bound) << i;
     }
     below
+}
+
+fn scaled(
+    codes: &[u8],
+    tables: &[u8],
+    factors: Factors<'_>,
+    terms: (Line, f32),
+    out: &mut [f32; BLOCK],
+) -> u32 {
+    let mut sums = [0; BLOCK];
+    for plane in codes.chunks_exact(tables.len()) {
+        sums = sums.map(|sum| 2 * sum);
+        add(plane, tables, &mut sums);
+    }
+    scale(&sums, factors, terms, out)
 }

@@ -1,0 +1,316 @@
+//! Codes of entries: product quantizers of what vectors have beside their list's centroid, or RaBitQ of it.
+//!
+//! RaBitQ's code `u` of a residual, in a space that is rotated at random, stands for its direction; the number `scale`
+//! beside it makes of the dot product with a query what that is off the centroid, without bias, and `addend` is what
+//! depends on the entry alone: `base + addend + scale * <q, u>`. The query's tables depend on the query alone, as a
+//! product quantizer's do.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::code::kmeans;
+use crate::code::pq::{self, Pq};
+use crate::code::{Rotation, rabitq};
+use crate::error::{Error, Result};
+use crate::kernel::Op;
+use crate::kernel::wide::wide;
+use crate::metric::Metric;
+use crate::rows::{Meta, RABITQ};
+
+use super::lists::{Block, Factors};
+use super::scan::Prepared;
+
+/// What codes of an [`IvfPq`](crate::IvfPq) index are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum IvfCode {
+    /// Product quantization: for each piece of a vector the number of a codeword, learnt from a sample.
+    #[default]
+    Pq,
+    /// RaBitQ (arXiv 2405.12497) of one bit a coordinate: nothing is learnt but lists, and how far estimates are off is
+    /// known.
+    RaBitQ1,
+    /// RaBitQ of two bits a coordinate (arXiv 2409.09913).
+    RaBitQ2,
+    /// RaBitQ of four bits a coordinate.
+    RaBitQ4,
+}
+
+impl IvfCode {
+    const ALL: [(IvfCode, &'static str); 4] = [
+        (IvfCode::Pq, "pq"),
+        (IvfCode::RaBitQ1, "rabitq1"),
+        (IvfCode::RaBitQ2, "rabitq2"),
+        (IvfCode::RaBitQ4, "rabitq4"),
+    ];
+
+    /// Bits a coordinate of RaBitQ; `None` for product quantization.
+    pub(super) fn planes(self) -> Option<u8> {
+        match self {
+            IvfCode::Pq => None,
+            IvfCode::RaBitQ1 => Some(1),
+            IvfCode::RaBitQ2 => Some(2),
+            IvfCode::RaBitQ4 => Some(4),
+        }
+    }
+
+    /// What a meta page tells of; `None` if that is none of them.
+    pub(super) fn of(meta: &Meta) -> Option<IvfCode> {
+        match (meta.entries & RABITQ != 0, meta.code_bits) {
+            (false, 4 | 8) => Some(IvfCode::Pq),
+            (true, 1) => Some(IvfCode::RaBitQ1),
+            (true, 2) => Some(IvfCode::RaBitQ2),
+            (true, 4) => Some(IvfCode::RaBitQ4),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for IvfCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = IvfCode::ALL.iter().find(|(code, _)| code == self);
+        f.write_str(named.map_or("", |(_, name)| name))
+    }
+}
+
+impl FromStr for IvfCode {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<IvfCode> {
+        let named = IvfCode::ALL.iter().find(|(_, known)| *known == name);
+        let unknown = || Error::parameter("code", name, "one of pq, rabitq1, rabitq2, rabitq4");
+        named.map(|(code, _)| *code).ok_or_else(unknown)
+    }
+}
+
+/// The block of RaBitQ's codes of so many bits a coordinate: a plane of nibbles for each bit.
+pub(super) fn rabitq_block(dim: usize, planes: u8) -> Block {
+    Block::new(usize::from(planes) * Rotation::padded_of(dim) / 4, 4, 2)
+}
+
+/// An estimate is off by more than this many times its standard error about once in twenty thousand times.
+const DEVIATIONS: f32 = 4.0;
+/// What estimates are scaled by is at most their error divided by it, in nearly all cases about that.
+const SCALED: f32 = 0.3;
+
+/// What makes codes, and tables for them.
+#[derive(Clone, Debug)]
+pub(super) enum Coder {
+    Pq(Pq),
+    RaBitQ(Rotation, u8),
+}
+
+/// What encoding needs for a while, of one model.
+#[derive(Default)]
+pub(super) struct Scratch {
+    direction: Vec<f32>,
+    decoded: Vec<f32>,
+    turned: Vec<f32>,
+    /// The place of a list and its rotated centroid.
+    centre: (Option<usize>, Vec<f32>),
+    levels: Vec<u8>,
+    pq: pq::Scratch,
+}
+
+/// A vector that is to be encoded for a list.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub vector: &'a [f32],
+    pub residual: &'a [f32],
+    pub centroid: &'a [f32],
+    /// The place of the list.
+    pub at: usize,
+    pub metric: Metric,
+    /// What is missed along a vector counts so much more; 1 where codes are not chosen for that.
+    pub weight: f32,
+}
+
+impl Coder {
+    /// Floats that are kept of it on pages.
+    pub(super) fn floats(meta: &Meta, dim: usize) -> usize {
+        if meta.entries & RABITQ == 0 { dim << meta.code_bits } else { 0 }
+    }
+
+    /// Of what is kept on pages. `None` if that does not fit its measures.
+    pub(super) fn read(meta: &Meta, dim: usize, book: Vec<f32>) -> Option<Coder> {
+        match IvfCode::of(meta)?.planes() {
+            None => Pq::new(dim, meta.m.get() as usize, meta.code_bits, book).map(Coder::Pq),
+            Some(planes) => Some(Coder::RaBitQ(Rotation::new(dim, meta.seed.get()), planes)),
+        }
+    }
+
+    /// What is kept of it on pages.
+    pub(super) fn book(&self) -> &[f32] {
+        match self {
+            Coder::Pq(pq) => pq.book(),
+            Coder::RaBitQ(..) => &[],
+        }
+    }
+
+    /// Fills in the tables of the query whose floats are there.
+    pub(super) fn prepare(&self, metric: Metric, prepared: &mut Prepared) {
+        let Prepared { floats, turned, nibbles, bytes, tables, .. } = prepared;
+        match self {
+            Coder::Pq(pq) => {
+                let factor = if metric == Metric::L2sq { -2.0 } else { -1.0 };
+                match pq.bits() {
+                    4 => {
+                        pq.tables(floats, factor, nibbles);
+                        tables.fill(nibbles);
+                    }
+                    _ => pq.tables(floats, factor, bytes),
+                }
+            }
+            Coder::RaBitQ(rotation, _) => {
+                rotation.apply(floats, turned);
+                halves(turned, nibbles);
+                tables.fill(nibbles);
+            }
+        }
+    }
+
+    /// Encodes a vector. Returns what its entry has beside the code, and what estimates by it may be off: of a product
+    /// quantizer what the code misses of the vector, of RaBitQ the standard error of an estimate for a query at distance
+    /// one of the centroid.
+    pub(super) fn encode(
+        &self,
+        wanted: Wanted<'_>,
+        codes: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> (Factors, f32) {
+        match self {
+            Coder::Pq(pq) => encode_pq(pq, wanted, codes, scratch),
+            Coder::RaBitQ(rotation, planes) => {
+                encode_rabitq(rotation, *planes, wanted, codes, scratch)
+            }
+        }
+    }
+
+    /// By how much a distance by code may be above the true one, if that is at most `radius`. `error` is the most of all
+    /// that encoding has told, and `away` the query's distance to the list's centroid.
+    ///
+    /// What a code misses of a vector points anywhere: of its length, a direction takes a share that falls with the root
+    /// of the dimension.
+    pub(super) fn slack(
+        &self,
+        metric: Metric,
+        prepared: &Prepared,
+        error: f32,
+        radius: f32,
+        away: f32,
+    ) -> f32 {
+        let Prepared { floats, tables, .. } = prepared;
+        let length = floats.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let (slack, rounding) = match self {
+            Coder::Pq(pq) => {
+                let share = (4.0 / (pq.dim() as f32).sqrt()).min(1.0);
+                let slack = match metric {
+                    Metric::L2sq => error * error + 2.0 * radius.max(0.0).sqrt() * error * share,
+                    _ => length * error * share,
+                };
+                let lookups = if pq.bits() == 4 { pq.subs() as f32 } else { 0.0 };
+                (slack, tables.delta() * 0.5 * lookups)
+            }
+            Coder::RaBitQ(_, planes) => {
+                // Of planes, each counts twice the next.
+                let squares = ((1u32 << (2 * planes)) - 1) as f32 / 3.0 * tables.subs() as f32;
+                let rounding = tables.delta() * (squares / 12.0).sqrt() * error / SCALED;
+                (DEVIATIONS * error * away, DEVIATIONS * rounding)
+            }
+        };
+        // Sums in f32 are off by their rounding, the more the larger what they are made of.
+        (slack + rounding) * 1.001 + 1e-4 * (length * length + radius.abs())
+    }
+}
+
+fn encode_pq(
+    pq: &Pq,
+    wanted: Wanted<'_>,
+    codes: &mut [u8],
+    scratch: &mut Scratch,
+) -> (Factors, f32) {
+    let Wanted { vector, residual, centroid, metric, weight, .. } = wanted;
+    let Scratch { direction, decoded, pq: own, .. } = scratch;
+    if weight > 1.0 {
+        direction.clear();
+        direction.extend_from_slice(vector);
+        kmeans::normalise(direction, pq.dim());
+        pq.encode_along(residual, direction, weight, codes, own);
+    } else {
+        pq.encode(residual, codes, own);
+    }
+    decoded.resize(pq.dim(), 0.0);
+    pq.decode(codes, decoded);
+    let (mut addend, mut missed) = (0f64, 0f64);
+    for ((x, r), c) in decoded.iter().zip(residual).zip(centroid) {
+        addend += f64::from(*x) * (f64::from(*x) + 2.0 * f64::from(*c));
+        missed += f64::from(r - x).powi(2);
+    }
+    let addend = if metric == Metric::L2sq { addend as f32 } else { 0.0 };
+    (Factors { addend, scale: 0.0 }, missed.sqrt() as f32)
+}
+
+fn encode_rabitq(
+    rotation: &Rotation,
+    planes: u8,
+    wanted: Wanted<'_>,
+    codes: &mut [u8],
+    scratch: &mut Scratch,
+) -> (Factors, f32) {
+    let Scratch { turned, centre, levels, .. } = scratch;
+    if centre.0 != Some(wanted.at) {
+        rotation.apply(wanted.centroid, &mut centre.1);
+        centre.0 = Some(wanted.at);
+    }
+    rotation.apply(wanted.residual, turned);
+    levels.resize(turned.len(), 0);
+    let op = if wanted.metric == Metric::L2sq { Op::L2sq } else { Op::Dot };
+    let code = rabitq::encode(op, planes, turned, Some(&centre.1), levels);
+    for (plane, codes) in (0..planes).rev().zip(codes.chunks_exact_mut(levels.len() / 4)) {
+        for (code, four) in codes.iter_mut().zip(levels.as_chunks::<4>().0) {
+            *code = (0..4).fold(0, |nibble, i| nibble | (four[i] >> plane & 1) << i);
+        }
+    }
+    let factors = Factors { addend: code.add, scale: code.mul };
+    (factors, code.error.max(SCALED * code.mul.abs()))
+}
+
+/// Makes `nibbles` the sums of halves of each four coordinates, up or down as the bits of a nibble say.
+fn halves(query: &[f32], nibbles: &mut Vec<[f32; 16]>) {
+    nibbles.clear();
+    nibbles.resize(query.len() / 4, [0.0; 16]);
+    wide(
+        #[inline(always)]
+        || {
+            for (table, four) in nibbles.iter_mut().zip(query.as_chunks::<4>().0) {
+                for (nibble, entry) in table.iter_mut().enumerate() {
+                    let signed = |i: usize| {
+                        if nibble >> i & 1 == 1 { 0.5 * four[i] } else { -0.5 * four[i] }
+                    };
+                    *entry = (signed(0) + signed(1)) + (signed(2) + signed(3));
+                }
+            }
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_back() {
+        for (code, name) in IvfCode::ALL {
+            assert_eq!((name.parse::<IvfCode>().unwrap(), code.to_string()), (code, name.into()));
+        }
+        assert!("rabitq".parse::<IvfCode>().is_err());
+    }
+
+    #[test]
+    fn nibbles_are_sums_of_halves() {
+        let mut nibbles = Vec::new();
+        halves(&[1.0, 2.0, 4.0, 8.0, -1.0, 0.0, 0.0, 3.0], &mut nibbles);
+        assert_eq!((nibbles.len(), nibbles[0][0], nibbles[0][15]), (2, -7.5, 7.5));
+        assert_eq!((nibbles[0][1], nibbles[0][8], nibbles[1][8]), (-6.5, 0.5, 2.0));
+    }
+}
