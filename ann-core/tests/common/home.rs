@@ -204,7 +204,7 @@ impl Kind for TurnedIvfPq {
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
         // The longest have no code that fits the pages of these tests.
         let code = match dim {
-            20_001.. => IvfCode::Pq,
+            401.. => IvfCode::Pq,
             _ if dim.is_multiple_of(2) => IvfCode::RaBitQ2,
             _ => IvfCode::RaBitQ1,
         };
