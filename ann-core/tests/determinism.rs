@@ -169,7 +169,7 @@ fn lists_are_deterministic_too() {
     let rows = rows();
     let build = |threads, seed| {
         let options = || AddOptions::new().threads(threads);
-        let builder = IvfPq::builder(100).metric(Metric::Cosine).lists(40).seed(seed);
+        let builder = IvfPq::builder(100).metric(Metric::Cosine).lists(40).opq(true).seed(seed);
         let mut index = builder.build().unwrap();
         index.add(rows.slice(s![..2000, ..]), None, options()).unwrap();
         index.add(rows.slice(s![2000.., ..]), None, options()).unwrap();

@@ -40,6 +40,11 @@ fn rabitq(metric: Metric) -> IvfPq {
     builder.instruction_set(Isa::Scalar).build().unwrap()
 }
 
+fn opq(metric: Metric) -> IvfPq {
+    let builder = IvfPq::builder(100).metric(metric).seed(0).opq(true);
+    builder.instruction_set(Isa::Scalar).build().unwrap()
+}
+
 /// Keys of the true nearest vectors of each query.
 fn truth(set: &SmallSet, metric: Metric) -> Vec<Vec<u64>> {
     let builder = Flat::builder(100).metric(metric).instruction_set(Isa::Scalar);
@@ -122,6 +127,11 @@ fn costs_of_ivfpq_are_as_recorded() {
 #[test]
 fn costs_of_lists_of_rabitq_are_as_recorded() {
     compare("tests/golden/rabitq-small.txt", &report(rabitq));
+}
+
+#[test]
+fn costs_of_lists_of_rotated_vectors_are_as_recorded() {
+    compare("tests/golden/opq-small.txt", &report(opq));
 }
 
 fn compare(file: &str, now: &str) {

@@ -153,7 +153,7 @@ fn flat() -> Flat {
 /// Lists with all there can be in them: full and open blocks, unused ones, retired lists, free slots.
 fn lists(metric: Metric, bits: u8) -> IvfPq {
     let builder = IvfPq::builder(DIM).metric(metric).bits(bits);
-    filled_lists(builder.spill(bits == 8))
+    filled_lists(builder.spill(bits == 8).opq(metric == Metric::InnerProduct))
 }
 
 fn lists_of_rabitq() -> IvfPq {

@@ -164,6 +164,38 @@ fn rabitq_of_real_vectors() {
     }
 }
 
+/// A learnt rotation tells more by as many bytes, where coordinates depend on one another.
+#[test]
+fn rotated_vectors_are_found_by_fewer_bytes() {
+    let set = small_set();
+    // Each coordinate with one that is far from it.
+    let mix = |rows: &Array2<f32>| {
+        let mut mixed = rows.clone();
+        for (mut mixed, row) in mixed.rows_mut().into_iter().zip(rows.rows()) {
+            let value = |at: usize| row[at] * (1.0 + (at % 10) as f32) + 3.0 * row[(at + 50) % 100];
+            mixed.iter_mut().enumerate().for_each(|(at, to)| *to = value(at));
+        }
+        mixed
+    };
+    let (base, queries) = (mix(&set.base), mix(&set.queries));
+    for metric in [Metric::Cosine, Metric::L2sq] {
+        let exact = flat(metric, &base);
+        let of = |opq| {
+            let mut index = builder(metric).opq(opq).subvectors(25).build().unwrap();
+            add_all(&mut index, base.view());
+            index.verify().unwrap();
+            assert_eq!(index.opq(), opq);
+            let options = Search::new(10).probes(1000).rerank(10);
+            let query = queries.row(0).to_vec();
+            let radius = exact.search(&query, &Search::new(30)).unwrap()[29].distance;
+            assert_eq!(index.range_search(&query, radius, &Search::new(1)).unwrap().len(), 30);
+            recall_of(&index, &exact, &queries, &options)
+        };
+        let (with, without) = (of(true), of(false));
+        assert!(with > without + 0.02, "{metric}: {with}, {without}");
+    }
+}
+
 #[test]
 fn more_bits_find_more() {
     let set = small_set();
@@ -515,6 +547,8 @@ fn parameters_of_the_builder() {
     for bits in [0, 1, 5, 16] {
         parameter(of().bits(bits).build(), "bits");
     }
+    parameter(of().code(IvfCode::RaBitQ1).opq(true).build(), "opq");
+    parameter(IvfPq::builder(1025).opq(true).build(), "opq");
     parameter(of().code(IvfCode::RaBitQ1).bits(4).build(), "bits");
     parameter(of().code(IvfCode::RaBitQ1).subvectors(4).build(), "subvectors");
     let store = MemStore::new(4096).unwrap();

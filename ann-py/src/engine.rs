@@ -51,9 +51,11 @@ pub struct Engine {
     /// Sub-quantizers of a code; `None` unless it is an IVF-PQ index.
     #[pyo3(get)]
     subvectors: Option<usize>,
-    /// What codes are; `None` unless it is an IVF-PQ index.
+    /// What codes are, and whether they are of rotated vectors; `None` unless it is an IVF-PQ index.
     #[pyo3(get)]
     code: Option<String>,
+    #[pyo3(get)]
+    opq: bool,
 }
 
 /// k of a search, and what it is asked to do: ef, beam, probes, rerank.
@@ -92,10 +94,12 @@ impl Engine {
         };
         let ((code_bits, vectors), (alpha, placement)) = (kept, own);
         let code = match &held {
-            Held::IvfPq(index) => Some(index.code().to_string()),
-            Held::IvfPqFile(index) => Some(index.code().to_string()),
+            Held::IvfPq(index) => Some((index.code(), index.opq())),
+            Held::IvfPqFile(index) => Some((index.code(), index.opq())),
             _ => None,
         };
+        let (code, opq) =
+            (code.map(|(code, _)| code.to_string()), code.is_some_and(|(_, opq)| opq));
         any!(&held, index => Engine {
             writable,
             dtype: index.dtype(),
@@ -110,6 +114,7 @@ impl Engine {
             alpha,
             placement,
             code,
+            opq,
             shared: Arc::new(Shared::new(held)),
         })
     }
@@ -287,16 +292,17 @@ impl Engine {
         metric: &str,
         dtype: &str,
         measures: [Option<Bound<'_, PyAny>>; 3],
-        kept: (Option<String>, bool, bool),
+        kept: (Option<String>, bool, bool, bool),
         code: &str,
         seed: &Bound<'_, PyAny>,
     ) -> Answer<Engine> {
-        let ([lists, subvectors, bits], (vectors, anisotropic, spill)) = (measures, kept);
+        let ([lists, subvectors, bits], (vectors, anisotropic, opq, spill)) = (measures, kept);
         let mut builder = IvfPq::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
             .metric(metric.parse()?)
             .dtype(dtype.parse()?)
             .code(code.parse()?)
             .anisotropic(anisotropic)
+            .opq(opq)
             .spill(spill)
             .seed(whole("seed", seed, 0..=u64::MAX)? as u64);
         if let Some(bits) = bits {

@@ -5,17 +5,20 @@
 //! depends on the entry alone: `base + addend + scale * <q, u>`. The query's tables depend on the query alone, as a
 //! product quantizer's do.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::code::kmeans;
+use crate::code::opq;
 use crate::code::pq::{self, Pq};
 use crate::code::{Rotation, rabitq};
 use crate::error::{Error, Result};
 use crate::kernel::Op;
 use crate::kernel::wide::wide;
 use crate::metric::Metric;
-use crate::rows::{Meta, RABITQ};
+use crate::rows::{Meta, RABITQ, TURNED};
 
 use super::lists::{Block, Factors};
 use super::scan::Prepared;
@@ -96,7 +99,8 @@ const SCALED: f32 = 0.3;
 /// What makes codes, and tables for them.
 #[derive(Clone, Debug)]
 pub(super) enum Coder {
-    Pq(Pq),
+    /// Of vectors as they are, or are rotated.
+    Pq(Pq, Option<Arc<opq::Rotation>>),
     RaBitQ(Rotation, u8),
 }
 
@@ -106,6 +110,7 @@ pub(super) struct Scratch {
     direction: Vec<f32>,
     decoded: Vec<f32>,
     turned: Vec<f32>,
+    vector: Vec<f32>,
     /// The place of a list and its rotated centroid.
     centre: (Option<usize>, Vec<f32>),
     levels: Vec<u8>,
@@ -128,22 +133,32 @@ pub(super) struct Wanted<'a> {
 impl Coder {
     /// Floats that are kept of it on pages.
     pub(super) fn floats(meta: &Meta, dim: usize) -> usize {
-        if meta.entries & RABITQ == 0 { dim << meta.code_bits } else { 0 }
+        let matrix = if meta.entries & TURNED == 0 { 0 } else { dim * dim };
+        if meta.entries & RABITQ == 0 { (dim << meta.code_bits) + matrix } else { 0 }
     }
 
     /// Of what is kept on pages. `None` if that does not fit its measures.
-    pub(super) fn read(meta: &Meta, dim: usize, book: Vec<f32>) -> Option<Coder> {
+    pub(super) fn read(meta: &Meta, dim: usize, mut book: Vec<f32>) -> Option<Coder> {
         match IvfCode::of(meta)?.planes() {
-            None => Pq::new(dim, meta.m.get() as usize, meta.code_bits, book).map(Coder::Pq),
+            None => {
+                let rows = book.split_off(book.len().min(dim << meta.code_bits));
+                let rotation = match meta.entries & TURNED {
+                    0 => None,
+                    _ => Some(Arc::new(opq::Rotation::new(dim, rows)?)),
+                };
+                let pq = Pq::new(dim, meta.m.get() as usize, meta.code_bits, book)?;
+                Some(Coder::Pq(pq, rotation))
+            }
             Some(planes) => Some(Coder::RaBitQ(Rotation::new(dim, meta.seed.get()), planes)),
         }
     }
 
     /// What is kept of it on pages.
-    pub(super) fn book(&self) -> &[f32] {
+    pub(super) fn book(&self) -> Cow<'_, [f32]> {
         match self {
-            Coder::Pq(pq) => pq.book(),
-            Coder::RaBitQ(..) => &[],
+            Coder::Pq(pq, None) => Cow::Borrowed(pq.book()),
+            Coder::Pq(pq, Some(rotation)) => Cow::Owned([pq.book(), rotation.rows()].concat()),
+            Coder::RaBitQ(..) => Cow::Borrowed(&[]),
         }
     }
 
@@ -151,14 +166,21 @@ impl Coder {
     pub(super) fn prepare(&self, metric: Metric, prepared: &mut Prepared) {
         let Prepared { floats, turned, nibbles, bytes, tables, .. } = prepared;
         match self {
-            Coder::Pq(pq) => {
+            Coder::Pq(pq, rotation) => {
+                let query = match rotation {
+                    None => &*floats,
+                    Some(rotation) => {
+                        rotation.apply(floats, turned);
+                        turned
+                    }
+                };
                 let factor = if metric == Metric::L2sq { -2.0 } else { -1.0 };
                 match pq.bits() {
                     4 => {
-                        pq.tables(floats, factor, nibbles);
+                        pq.tables(query, factor, nibbles);
                         tables.fill(nibbles);
                     }
-                    _ => pq.tables(floats, factor, bytes),
+                    _ => pq.tables(query, factor, bytes),
                 }
             }
             Coder::RaBitQ(rotation, _) => {
@@ -179,7 +201,8 @@ impl Coder {
         scratch: &mut Scratch,
     ) -> (Factors, f32) {
         match self {
-            Coder::Pq(pq) => encode_pq(pq, wanted, codes, scratch),
+            Coder::Pq(pq, None) => encode_pq(pq, wanted, codes, scratch),
+            Coder::Pq(pq, Some(rotation)) => encode_turned(pq, rotation, wanted, codes, scratch),
             Coder::RaBitQ(rotation, planes) => {
                 encode_rabitq(rotation, *planes, wanted, codes, scratch)
             }
@@ -202,7 +225,7 @@ impl Coder {
         let Prepared { floats, tables, .. } = prepared;
         let length = floats.iter().map(|x| x * x).sum::<f32>().sqrt();
         let (slack, rounding) = match self {
-            Coder::Pq(pq) => {
+            Coder::Pq(pq, _) => {
                 let share = (4.0 / (pq.dim() as f32).sqrt()).min(1.0);
                 let slack = match metric {
                     Metric::L2sq => error * error + 2.0 * radius.max(0.0).sqrt() * error * share,
@@ -248,6 +271,30 @@ fn encode_pq(
     }
     let addend = if metric == Metric::L2sq { addend as f32 } else { 0.0 };
     (Factors { addend, scale: 0.0 }, missed.sqrt() as f32)
+}
+
+/// [`encode_pq`] of rotated vectors.
+fn encode_turned(
+    pq: &Pq,
+    rotation: &opq::Rotation,
+    wanted: Wanted<'_>,
+    codes: &mut [u8],
+    scratch: &mut Scratch,
+) -> (Factors, f32) {
+    let mut centre = std::mem::take(&mut scratch.centre);
+    let (mut residual, mut vector) =
+        (std::mem::take(&mut scratch.turned), std::mem::take(&mut scratch.vector));
+    if centre.0 != Some(wanted.at) {
+        rotation.apply(wanted.centroid, &mut centre.1);
+        centre.0 = Some(wanted.at);
+    }
+    rotation.apply(wanted.residual, &mut residual);
+    vector.clear();
+    vector.extend(residual.iter().zip(&centre.1).map(|(r, c)| r + c));
+    let turned = Wanted { vector: &vector, residual: &residual, centroid: &centre.1, ..wanted };
+    let encoded = encode_pq(pq, turned, codes, scratch);
+    (scratch.centre, scratch.turned, scratch.vector) = (centre, residual, vector);
+    encoded
 }
 
 fn encode_rabitq(

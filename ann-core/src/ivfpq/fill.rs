@@ -367,7 +367,8 @@ impl<'a, T: Element> Filling<'a, T> {
         if self.done == 0 {
             index.abandon()?;
             let rows = &mut index.rows;
-            let book = model.coder.book().as_bytes();
+            let book = model.coder.book();
+            let book = book.as_bytes();
             let body = rows.array(BOOK)?.size();
             rows.reserve(BOOK, book.len().div_ceil(body) as u64)?;
             rows.reserve(CENTROIDS, lists as u64)?;

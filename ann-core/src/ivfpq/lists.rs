@@ -8,10 +8,11 @@ use half::bf16;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::code::opq;
 use crate::error::{Error, Result};
 use crate::kernel::fastscan::{Addends, BLOCK, get_nibbles, nibble_bytes, put_nibbles};
 use crate::page::{PageId, PageStore};
-use crate::rows::{ALONG, Change, NONE, RABITQ, Rows, SPILL};
+use crate::rows::{ALONG, Change, NONE, RABITQ, Rows, SPILL, TURNED};
 
 use super::code::{IvfCode, rabitq_block};
 use super::model::{book_at, book_pages};
@@ -543,7 +544,9 @@ pub(crate) fn taken(slots: &[u32; BLOCK]) -> impl Iterator<Item = u32> + '_ {
 pub(super) fn shape_of<S: PageStore>(rows: &Rows<S>) -> Result<Block> {
     let meta = &rows.meta;
     let (subs, dim) = (meta.m.get() as usize, rows.space.dim);
-    if meta.entries & !(ALONG | SPILL | RABITQ) != 0 {
+    let turned = meta.entries & TURNED != 0;
+    let unknown = meta.entries & !(ALONG | SPILL | RABITQ | TURNED) != 0;
+    if unknown || turned && (meta.entries & RABITQ != 0 || dim > opq::MAX_DIM) {
         return Err(Error::corrupt(0, format!("entries of kind {}", meta.entries)));
     }
     let addends = usize::from(rows.space.metric == crate::Metric::L2sq);

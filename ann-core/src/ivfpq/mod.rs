@@ -50,7 +50,7 @@ use crate::index::{AddOptions, Cost, Cursor, CursorState, Filter, Hit, Index, Se
 use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, MemStore, PageStore};
-use crate::rows::{CODES, Kind, Plan, Rows, UPPER, UPPER_CODES, WHOLE, check_rows, slice};
+use crate::rows::{CODES, Kind, Plan, Rows, TURNED, UPPER, UPPER_CODES, WHOLE, check_rows, slice};
 use crate::threads;
 
 pub use builder::IvfPqBuilder;
@@ -157,6 +157,11 @@ impl<S: PageStore> IvfPq<S> {
     /// Sub-quantizers of a code; 0 if it is none of a product quantizer.
     pub fn subvectors(&self) -> usize {
         if self.code() == IvfCode::Pq { self.block.subs } else { 0 }
+    }
+
+    /// Whether vectors are rotated before they are encoded, as was learnt for that.
+    pub fn opq(&self) -> bool {
+        self.rows.meta.entries & TURNED != 0
     }
 
     /// Bits of a sub-quantizer's code, or a coordinate.

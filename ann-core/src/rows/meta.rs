@@ -177,7 +177,7 @@ pub(crate) struct Meta {
     pub stored: u8,
     /// 1 if codes are by node, 0 if they stand beside links.
     pub by_node: u8,
-    /// IVF-PQ: [`ALONG`], [`SPILL`] and [`RABITQ`], as far as they hold.
+    /// IVF-PQ: [`ALONG`], [`SPILL`], [`RABITQ`] and [`TURNED`], as far as they hold.
     pub entries: u8,
     /// Records of array 3 handed out so far: upper-level links, or IVF-PQ's blocks.
     pub upper: U32,
@@ -208,6 +208,8 @@ pub(crate) const ALONG: u8 = 1;
 pub(crate) const SPILL: u8 = 2;
 /// Codes are RaBitQ's, of `code_bits` bits a coordinate.
 pub(crate) const RABITQ: u8 = 4;
+/// Vectors are rotated before they are encoded, by a matrix that stands behind the codebook.
+pub(crate) const TURNED: u8 = 8;
 
 impl Meta {
     /// Whether vectors have a second entry.

@@ -30,7 +30,7 @@ pub(crate) use input::{are_equal, check_rows, check_some, hashes, next_rows, sli
 use keys::Keys;
 pub use meta::Kind;
 pub(crate) use meta::{
-    ALONG, ArrayMeta, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NONE, Node, RABITQ, SPILL, State,
+    ALONG, ArrayMeta, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NONE, Node, RABITQ, SPILL, State, TURNED,
 };
 pub use report::{Layout, Stats};
 pub(crate) use space::{Probe, Space};

@@ -169,7 +169,7 @@ impl Kind for AnIvfPq {
     }
 }
 
-/// [`IvfPq`] with codes of bytes, two for each vector, and as many lists as suit the rows: it trains itself again as it
+/// [`IvfPq`] with codes of bytes, two for each vector, which is rotated where dimensions are few, and as many lists as suit the rows: it trains itself again as it
 /// grows.
 pub struct ByteIvfPq;
 
@@ -180,7 +180,7 @@ impl Kind for ByteIvfPq {
 
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
         let builder = IvfPq::builder(dim).dtype(dtype).metric(metric).bits(8).spill(true);
-        builder.subvectors(dim.clamp(1, 5)).train_at(60).seed(7).build_in(store)
+        builder.subvectors(dim.clamp(1, 5)).opq(dim <= 64).train_at(60).seed(7).build_in(store)
     }
 
     fn open(store: AnyStore) -> Result<Self::Index> {

@@ -46,7 +46,7 @@ class Engine:
         metric: str,
         dtype: str,
         measures: list[SupportsIndex | None],
-        kept: tuple[str | None, bool, bool],
+        kept: tuple[str | None, bool, bool, bool],
         code: str,
         seed: SupportsIndex,
     ) -> Engine: ...
@@ -80,6 +80,8 @@ class Engine:
     def subvectors(self) -> Any: ...
     @property
     def code(self) -> Any: ...
+    @property
+    def opq(self) -> bool: ...
     def __len__(self) -> int: ...
     def insert(
         self,
