@@ -276,6 +276,15 @@ trait Sums: Copy {
         terms: Terms,
         out: &mut [f32; BLOCK],
     ) -> u32;
+    /// Distances from sums below 2^31 whose codes have factors, and which of them are below the bound; rounded as
+    /// estimates are.
+    unsafe fn scaled(
+        self,
+        factors: Factors<'_>,
+        line: Line,
+        offset: f32,
+        out: &mut [f32; BLOCK],
+    ) -> u32;
     /// Distances from the sums of codes, and which of them are below the bound; rounded as estimates are. If none is,
     /// `out` may stay as it was. `tables` as for [`then`](Sums::then), with entries of [`MAX_ENTRY`] at most.
     unsafe fn distances(
@@ -325,7 +334,6 @@ unsafe fn scaled<S: Sums>(
     (line, offset): (Line, f32),
     out: &mut [f32; BLOCK],
 ) -> u32 {
-    let mut integers = [0; BLOCK];
     // The sum over all planes is below 255 * 63 * 16,384 < 2^31.
     // SAFETY: the caller's.
     unsafe {
@@ -333,38 +341,8 @@ unsafe fn scaled<S: Sums>(
         for plane in codes.chunks_exact(tables.len()) {
             sums = sums.then_few(plane, tables);
         }
-        sums.store(&mut integers);
+        sums.scaled(factors, line, offset, out)
     }
-    scale(&integers, factors, (line, offset), out)
-}
-
-/// What is made of the sums of codes, in the order that is the same everywhere.
-#[inline(always)]
-fn scale(
-    sums: &[u32; BLOCK],
-    factors: Factors<'_>,
-    (line, offset): (Line, f32),
-    out: &mut [f32; BLOCK],
-) -> u32 {
-    let numbers = |bytes: &Addends| {
-        let mut numbers = [0f32; BLOCK];
-        for (number, bytes) in numbers.iter_mut().zip(bytes.as_chunks().0) {
-            *number = f32::from_le_bytes(*bytes);
-        }
-        numbers
-    };
-    let (add, mul) = (numbers(factors.add), numbers(factors.mul));
-    let mut any = false;
-    for i in 0..BLOCK {
-        // Of signed integers there are conversions in all instruction sets.
-        let dot = line.delta * (sums[i] as i32) as f32 + offset;
-        out[i] = (line.base + add[i]) + mul[i] * dot;
-        any |= out[i] < line.bound;
-    }
-    if !any {
-        return 0;
-    }
-    out.iter().enumerate().fold(0, |bits, (i, &d)| bits | u32::from(d < line.bound) << i)
 }
 
 /// Gives an instruction set's module its `FUNCTIONS`, from its type of sums.

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Addends, BLOCK, Block, Factors, Functions, Line, NO_ADDENDS, SUB, Terms, scale};
+use super::{Addends, BLOCK, Block, Factors, Functions, Line, NO_ADDENDS, SUB, Terms};
 
 /// The entry points.
 pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances, scaled };
@@ -60,7 +60,7 @@ fn scaled(
     codes: &[u8],
     tables: &[u8],
     factors: Factors<'_>,
-    terms: (Line, f32),
+    (line, offset): (Line, f32),
     out: &mut [f32; BLOCK],
 ) -> u32 {
     let mut sums = [0; BLOCK];
@@ -68,5 +68,12 @@ fn scaled(
         sums = sums.map(|sum| 2 * sum);
         add(plane, tables, &mut sums);
     }
-    scale(&sums, factors, terms, out)
+    let mut below = 0;
+    for i in 0..BLOCK {
+        let number = |bytes: &Addends| f32::from_le_bytes(bytes.as_chunks().0[i]);
+        let dot = line.delta * sums[i] as f32 + offset;
+        out[i] = (line.base + number(factors.add)) + number(factors.mul) * dot;
+        below |= u32::from(out[i] < line.bound) << i;
+    }
+    below
 }
