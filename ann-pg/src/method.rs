@@ -2,7 +2,7 @@
 //! implementation of [`Method`].
 
 use ann_core::{
-    Cursor, DType, DiskAnn, Element, Graph, Hnsw, Index, IvfPq, MemStore, Result, Search,
+    Cursor, DType, DiskAnn, Element, Graph, Hnsw, Index, IvfCode, IvfPq, MemStore, Result, Search,
     SharedIndex, Topology,
 };
 use pgrx::{AllocatedByRust, PgBox, pg_sys};
@@ -183,8 +183,12 @@ impl Method for AnnIvfPq {
         let mut builder = IvfPq::builder(column.dim)
             .metric(column.metric)
             .dtype(column.dtype)
-            .bits(options.bits as u8)
+            .code(options.code())
+            .opq(options.opq)
             .train_at(options.train_at as usize);
+        if options.code() == IvfCode::Pq {
+            builder = builder.bits(options.bits as u8);
+        }
         if let Some(stored) = options::vectors(options.vectors, column.dtype) {
             builder = builder.vectors(stored);
         }
@@ -193,6 +197,7 @@ impl Method for AnnIvfPq {
         }
         // A vector costs a page, a longer code next to nothing: so codes are to tell more than in memory.
         match options.subvectors {
+            _ if options.code() != IvfCode::Pq => {}
             0 if column.dim * options.bits as usize <= FINE => {
                 builder = builder.subvectors(column.dim.div_ceil(2))
             }
