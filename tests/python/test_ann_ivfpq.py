@@ -44,11 +44,25 @@ def test_codes_of_rabitq(metric: ann.Metric, tmp_path: Path) -> None:
     assert recall(index.search(data.test, 10, probes=60, rerank=300)[0], true) > 0.95
     index.save(tmp_path / "i")
     with ann.open(tmp_path / "i") as opened:
-        assert isinstance(opened, ann.IVFPQ) and opened.code == "rabitq1"
+        assert isinstance(opened, ann.IVFPQ)
+        assert (opened.code, opened.opq) == ("rabitq1", False)
         np.testing.assert_array_equal(opened.search(data.test)[0], index.search(data.test)[0])
     for given in ({"bits": 4}, {"subvectors": 10}):
         with pytest.raises(ann.InputError, match="product quantizer"):
             ann.IVFPQ(100, code="rabitq2", **given)
+
+
+def test_rotated_vectors(tmp_path: Path) -> None:
+    data = load("glove-small-100-angular")
+    index = ann.IVFPQ(100, metric="cosine", opq=True)
+    index.add(data.train, threads=1)
+    index.verify()
+    assert index.opq
+    index.save(tmp_path / "i")
+    with ann.open(tmp_path / "i") as opened:
+        np.testing.assert_array_equal(opened.search(data.test)[0], index.search(data.test)[0])
+    with pytest.raises(ann.InputError, match="opq = true is not allowed: false beyond 1024"):
+        ann.IVFPQ(1025, opq=True)
 
 
 def test_it_trains_itself_as_it_grows() -> None:
