@@ -55,7 +55,7 @@ pub use index::{
     AddOptions, Cost, Cursor, DEFAULT_EF, Exact, Filter, Hit, Index, Layout, MAX_BEAM, MAX_EF,
     Needs, Search, Stats,
 };
-pub use ivfpq::{IvfPq, IvfPqBuilder, IvfPqSteps, IvfPqSweep, Tuned};
+pub use ivfpq::{IvfCode, IvfPq, IvfPqBuilder, IvfPqSteps, IvfPqSweep, Tuned};
 pub use kernel::Isa;
 pub use metric::Metric;
 pub use open::{AnyIndex, open, open_writable};

@@ -3,8 +3,8 @@
 mod common;
 
 use ann_core::{
-    AddOptions, DType, DiskAnn, Flat, Hnsw, Index, IvfPq, MemStore, Metric, PageId, PageStore,
-    Placement, Search,
+    AddOptions, DType, DiskAnn, Flat, Hnsw, Index, IvfCode, IvfPq, MemStore, Metric, PageId,
+    PageStore, Placement, Search,
 };
 use ndarray::{Array2, Axis, concatenate, s};
 
@@ -169,7 +169,7 @@ fn lists_are_deterministic_too() {
     let rows = rows();
     let build = |threads, seed| {
         let options = || AddOptions::new().threads(threads);
-        let builder = IvfPq::builder(100).metric(Metric::Cosine).lists(40).seed(seed);
+        let builder = IvfPq::builder(100).metric(Metric::Cosine).lists(40).opq(true).seed(seed);
         let mut index = builder.build().unwrap();
         index.add(rows.slice(s![..2000, ..]), None, options()).unwrap();
         index.add(rows.slice(s![2000.., ..]), None, options()).unwrap();
@@ -178,16 +178,20 @@ fn lists_are_deterministic_too() {
         index.compact().unwrap();
         index.verify().unwrap();
         let mut grown = IvfPq::builder(100).seed(seed).train_at(500).spill(true).build().unwrap();
+        let turned = IvfPq::builder(100).seed(seed).train_at(500).code(IvfCode::RaBitQ1);
+        let mut turned = turned.build().unwrap();
         for part in rows.axis_chunks_iter(Axis(0), 700) {
             grown.add(part, None, options()).unwrap();
+            turned.add(part, None, options()).unwrap();
         }
-        (index, grown)
+        (index, grown, turned)
     };
     let one = build(1, 0);
     for threads in [2, 3] {
         let more = build(threads, 0);
         assert_eq!(first_difference(one.0.store(), more.0.store()), None, "{threads} threads");
         assert_eq!(first_difference(one.1.store(), more.1.store()), None, "{threads} threads");
+        assert_eq!(first_difference(one.2.store(), more.2.store()), None, "{threads} threads");
     }
     let queries = rows.slice(s![..200, ..]);
     let options = Search::new(20).probes(10).rerank(50);

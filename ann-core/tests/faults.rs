@@ -5,8 +5,8 @@ mod common;
 
 use ann_core::testing::Faulty;
 use ann_core::{
-    AddOptions, DiskAnn, Error, Filter, Flat, Hnsw, Index, IvfPq, MemStore, Metric, Placement,
-    Result, Search,
+    AddOptions, DiskAnn, Error, Filter, Flat, Hnsw, Index, IvfCode, IvfPq, MemStore, Metric,
+    Placement, Result, Search,
 };
 use common::oracle::Oracle;
 use ndarray::{Array2, Axis, s};
@@ -210,6 +210,14 @@ fn changing_lists() {
     everywhere(&ivfpq(Metric::InnerProduct), open, |index| index.store().calls(), add);
     everywhere(&ivfpq(Metric::L2sq), open, |index| index.store().calls(), update);
     everywhere(&ivfpq(Metric::Cosine), open, |index| index.store().calls(), remove);
+}
+
+#[test]
+fn changing_lists_of_rabitq() {
+    let builder = IvfPq::builder(DIM).code(IvfCode::RaBitQ2).train_at(100).lists(6);
+    let mut saved = builder.build_in(MemStore::new(4096).unwrap()).unwrap();
+    fill(&mut saved);
+    everywhere(&saved, IvfPq::open_in, |index| index.store().calls(), update);
 }
 
 /// Removing, splitting and joining, in which vectors change nothing but their places.

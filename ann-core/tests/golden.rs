@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use ann_core::{
-    AddOptions, DiskAnn, Filter, Flat, Hnsw, Index, Isa, IvfPq, Metric, Placement, Search,
+    AddOptions, DiskAnn, Filter, Flat, Hnsw, Index, Isa, IvfCode, IvfPq, Metric, Placement, Search,
 };
 use common::SmallSet;
 
@@ -33,6 +33,16 @@ fn compact(metric: Metric) -> DiskAnn {
 
 fn ivfpq(metric: Metric) -> IvfPq {
     IvfPq::builder(100).metric(metric).seed(0).instruction_set(Isa::Scalar).build().unwrap()
+}
+
+fn rabitq(metric: Metric) -> IvfPq {
+    let builder = IvfPq::builder(100).metric(metric).seed(0).code(IvfCode::RaBitQ1);
+    builder.instruction_set(Isa::Scalar).build().unwrap()
+}
+
+fn opq(metric: Metric) -> IvfPq {
+    let builder = IvfPq::builder(100).metric(metric).seed(0).opq(true);
+    builder.instruction_set(Isa::Scalar).build().unwrap()
 }
 
 /// Keys of the true nearest vectors of each query.
@@ -112,6 +122,16 @@ fn costs_of_codes_by_node_are_as_recorded() {
 #[test]
 fn costs_of_ivfpq_are_as_recorded() {
     compare("tests/golden/ivfpq-small.txt", &report(ivfpq));
+}
+
+#[test]
+fn costs_of_lists_of_rabitq_are_as_recorded() {
+    compare("tests/golden/rabitq-small.txt", &report(rabitq));
+}
+
+#[test]
+fn costs_of_lists_of_rotated_vectors_are_as_recorded() {
+    compare("tests/golden/opq-small.txt", &report(opq));
 }
 
 fn compare(file: &str, now: &str) {

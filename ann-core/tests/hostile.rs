@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ann_core::testing::Rng;
 use ann_core::{
-    AddOptions, AnyIndex, DType, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, IvfPq,
+    AddOptions, AnyIndex, DType, DiskAnn, Error, Filter, Flat, Graph, Hnsw, Index, IvfCode, IvfPq,
     IvfPqBuilder, MemStore, Metric, PageId, PageStore, Placement, Result, Search, Topology,
 };
 use common::metered::{Metered, ran_out};
@@ -153,7 +153,11 @@ fn flat() -> Flat {
 /// Lists with all there can be in them: full and open blocks, unused ones, retired lists, free slots.
 fn lists(metric: Metric, bits: u8) -> IvfPq {
     let builder = IvfPq::builder(DIM).metric(metric).bits(bits);
-    filled_lists(builder.spill(bits == 8))
+    filled_lists(builder.spill(bits == 8).opq(metric == Metric::InnerProduct))
+}
+
+fn lists_of_rabitq() -> IvfPq {
+    filled_lists(IvfPq::builder(DIM).metric(Metric::Cosine).code(IvfCode::RaBitQ1))
 }
 
 /// [`lists`] without vectors, with codes of so many bits in their place, or without any.
@@ -475,6 +479,10 @@ fn searching_damaged_lists() {
         hunt(&what, 150, false, &image, forge_lists);
         hunt(&what, 200, false, &image, forge_meta);
     }
+    let image = Image::of(lists_of_rabitq().store());
+    hunt("bytes of RaBitQ", 200, false, &image, scatter);
+    hunt("forged lists of RaBitQ", 200, false, &image, forge_lists);
+    hunt("meta of RaBitQ", 200, false, &image, forge_meta);
 }
 
 #[test]
@@ -490,6 +498,8 @@ fn changing_damaged_lists() {
         hunt(&what, 150, true, &image, forge_lists);
         hunt(&what, 150, true, &image, forge_meta);
     }
+    let image = Image::of(lists_of_rabitq().store());
+    hunt("forged lists of RaBitQ", 200, true, &image, forge_lists);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use ann_core::testing::Rng;
 use ann_core::{AddOptions, Element, Error, Filter, Hit, Index, Metric, MmapStore, Search};
 use common::home::{
     ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, AnIvfPq, AnyStore, ByteIvfPq, Home, Kind,
+    TurnedIvfPq,
 };
 use common::oracle::{Oracle, Tally};
 use half::f16;
@@ -388,4 +389,5 @@ homes! {
     ivfpq_in_a_file: AnIvfPq, Home::File;
     ivfpq_under_latches: AnIvfPq, Home::Latches;
     ivfpq_of_bytes: ByteIvfPq, Home::Memory;
+    ivfpq_of_rabitq: TurnedIvfPq, Home::Latches;
 }

@@ -3,7 +3,8 @@
 mod common;
 
 use ann_core::{
-    AddOptions, AnyIndex, Error, Filter, Flat, Index, IvfPq, IvfPqBuilder, MemStore, Metric, Search,
+    AddOptions, AnyIndex, Error, Filter, Flat, Index, IvfCode, IvfPq, IvfPqBuilder, MemStore,
+    Metric, Search,
 };
 use common::{add_all, clustered, mean_recall, recall, shuffled, small_set};
 use ndarray::{Array2, Axis, concatenate, s};
@@ -121,6 +122,77 @@ fn spilled_entries_find_more_in_as_many_lists() {
             assert!(hits.iter().all(|hit| keys.insert(hit.key)));
         }
         assert_eq!(keys.len(), set.base.nrows());
+    }
+}
+
+/// RaBitQ's estimates are without bias, of as many dimensions as there are, and within their bound nearly always.
+#[test]
+fn rabitq_of_real_vectors() {
+    let set = small_set();
+    for metric in [Metric::Cosine, Metric::L2sq, Metric::InnerProduct] {
+        let exact = flat(metric, &set.base);
+        let mut last = 0.0;
+        for code in [IvfCode::RaBitQ1, IvfCode::RaBitQ2, IvfCode::RaBitQ4] {
+            let mut index = builder(metric).code(code).build().unwrap();
+            add_all(&mut index, set.base.view());
+            index.verify().unwrap();
+            assert_eq!((index.code(), index.subvectors()), (code, 0));
+            let lists = index.lists().unwrap();
+            let of = |rerank| {
+                let options = Search::new(10).probes(lists).rerank(rerank);
+                recall_of(&index, &exact, &set.queries, &options)
+            };
+            let (codes, some) = (of(10), of(100));
+            let bars = match code {
+                IvfCode::RaBitQ1 => [0.35, 0.9],
+                IvfCode::RaBitQ2 => [0.6, 0.99],
+                _ => [0.8, 0.999],
+            };
+            assert!(codes > bars[0] && some > bars[1], "{metric}, {code}: {codes}, {some}");
+            assert!(codes > last, "{metric}, {code}: {codes}, {last} with fewer bits");
+            last = codes;
+            let (mut found, mut wanted) = (0, 0);
+            for query in set.queries.rows().into_iter().step_by(4) {
+                let query = query.to_vec();
+                let radius = exact.search(&query, &Search::new(30)).unwrap()[29].distance;
+                let right = exact.range_search(&query, radius, &Search::new(1)).unwrap().len();
+                found += index.range_search(&query, radius, &Search::new(1)).unwrap().len();
+                wanted += right;
+            }
+            assert!(found * 1000 >= wanted * 999, "{metric}, {code}: {found} of {wanted}");
+        }
+    }
+}
+
+/// A learnt rotation tells more by as many bytes, where coordinates depend on one another.
+#[test]
+fn rotated_vectors_are_found_by_fewer_bytes() {
+    let set = small_set();
+    // Each coordinate with one that is far from it.
+    let mix = |rows: &Array2<f32>| {
+        let mut mixed = rows.clone();
+        for (mut mixed, row) in mixed.rows_mut().into_iter().zip(rows.rows()) {
+            let value = |at: usize| row[at] * (1.0 + (at % 10) as f32) + 3.0 * row[(at + 50) % 100];
+            mixed.iter_mut().enumerate().for_each(|(at, to)| *to = value(at));
+        }
+        mixed
+    };
+    let (base, queries) = (mix(&set.base), mix(&set.queries));
+    for metric in [Metric::Cosine, Metric::L2sq] {
+        let exact = flat(metric, &base);
+        let of = |opq| {
+            let mut index = builder(metric).opq(opq).subvectors(25).build().unwrap();
+            add_all(&mut index, base.view());
+            index.verify().unwrap();
+            assert_eq!(index.opq(), opq);
+            let options = Search::new(10).probes(1000).rerank(10);
+            let query = queries.row(0).to_vec();
+            let radius = exact.search(&query, &Search::new(30)).unwrap()[29].distance;
+            assert_eq!(index.range_search(&query, radius, &Search::new(1)).unwrap().len(), 30);
+            recall_of(&index, &exact, &queries, &options)
+        };
+        let (with, without) = (of(true), of(false));
+        assert!(with > without + 0.02, "{metric}: {with}, {without}");
     }
 }
 
@@ -475,6 +547,13 @@ fn parameters_of_the_builder() {
     for bits in [0, 1, 5, 16] {
         parameter(of().bits(bits).build(), "bits");
     }
+    parameter(of().code(IvfCode::RaBitQ1).opq(true).build(), "opq");
+    parameter(IvfPq::builder(1025).opq(true).build(), "opq");
+    parameter(of().code(IvfCode::RaBitQ1).bits(4).build(), "bits");
+    parameter(of().code(IvfCode::RaBitQ1).subvectors(4).build(), "subvectors");
+    let store = MemStore::new(4096).unwrap();
+    parameter(IvfPq::builder(1000).code(IvfCode::RaBitQ1).build_in(store), "code");
+    parameter("rabitq3".parse::<IvfCode>(), "code");
     parameter(of().train_at(0).build(), "train_at");
     parameter(of().sample(0).build(), "sample");
     parameter(of().vectors(ann_core::DType::U8).build(), "vectors");

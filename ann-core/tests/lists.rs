@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use ann_core::testing::{Common, Faulty, Latched};
 use ann_core::{
-    Cursor, Error, Flat, Index, IvfPq, MemStore, Metric, PageStore, Search, SharedIndex,
+    Cursor, Error, Flat, Index, IvfCode, IvfPq, IvfPqBuilder, MemStore, Metric, PageStore, Search,
+    SharedIndex,
 };
 use common::{add_all, clustered, recall};
 use ndarray::{Array2, Axis, concatenate};
@@ -19,8 +20,12 @@ const OWN: u64 = 1 << 40;
 
 /// An empty index of which there can be many handles.
 fn empty(metric: Metric, train_at: usize) -> Common {
+    of(IvfPq::builder(DIM).metric(metric), train_at)
+}
+
+fn of(builder: IvfPqBuilder, train_at: usize) -> Common {
     let store = Common::new(MemStore::new(4096).unwrap());
-    IvfPq::builder(DIM).metric(metric).train_at(train_at).build_in(store.clone()).unwrap();
+    builder.train_at(train_at).build_in(store.clone()).unwrap();
     store
 }
 
@@ -156,8 +161,10 @@ fn out_of_shape(metric: Metric) -> (Common, Array2<f32>) {
 
 #[test]
 fn nothing_is_missed_while_an_index_is_trained() {
-    for metric in [Metric::L2sq, Metric::Cosine] {
-        let (store, rows) = (empty(metric, 200), clustered(250, DIM, 1));
+    let builder = || IvfPq::builder(DIM);
+    let turned = [builder().opq(true), builder().code(IvfCode::RaBitQ2)];
+    for builder in [builder(), builder().metric(Metric::Cosine)].into_iter().chain(turned) {
+        let (store, rows) = (of(builder, 200), clustered(250, DIM, 1));
         insert(&mut IvfPq::open_in(store.clone()).unwrap(), &rows, 0);
         beside(&store, &rows, numbers(rows.nrows()), sweep_beside);
         assert!(IvfPq::open_in(store).unwrap().lists().unwrap() > 1);

@@ -4,7 +4,9 @@
 mod common;
 
 use ann_core::{AddOptions, Element, Filter, Index, Metric, Search};
-use common::home::{ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, AnIvfPq, ByteIvfPq, Home, Kind};
+use common::home::{
+    ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, AnIvfPq, ByteIvfPq, Home, Kind, TurnedIvfPq,
+};
 use common::oracle::{Oracle, Tally};
 use ndarray::{Array2, Axis};
 use proptest::collection::vec;
@@ -274,4 +276,9 @@ fn ivfpq() {
 #[test]
 fn ivfpq_of_bytes() {
     run::<ByteIvfPq>(100);
+}
+
+#[test]
+fn ivfpq_of_rabitq() {
+    run::<TurnedIvfPq>(100);
 }

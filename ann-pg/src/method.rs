@@ -2,7 +2,7 @@
 //! implementation of [`Method`].
 
 use ann_core::{
-    Cursor, DType, DiskAnn, Element, Graph, Hnsw, Index, IvfPq, MemStore, Result, Search,
+    Cursor, DType, DiskAnn, Element, Graph, Hnsw, Index, IvfCode, IvfPq, MemStore, Result, Search,
     SharedIndex, Topology,
 };
 use pgrx::{AllocatedByRust, PgBox, pg_sys};
@@ -183,9 +183,13 @@ impl Method for AnnIvfPq {
         let mut builder = IvfPq::builder(column.dim)
             .metric(column.metric)
             .dtype(column.dtype)
-            .bits(options.bits as u8)
+            .code(options.code())
+            .opq(options.opq)
             .train_at(options.train_at as usize)
             .vectors(options::vectors(options.vectors, column.dtype));
+        if options.code() == IvfCode::Pq {
+            builder = builder.bits(options.bits as u8);
+        }
         if let Ok(bits) = u8::try_from(options.code_bits) {
             builder = builder.code_bits(bits);
         }
@@ -194,6 +198,7 @@ impl Method for AnnIvfPq {
         }
         // A vector costs a page, a longer code next to nothing: so codes are to tell more than in memory.
         match options.subvectors {
+            _ if options.code() != IvfCode::Pq => {}
             0 if column.dim * options.bits as usize <= FINE => {
                 builder = builder.subvectors(column.dim.div_ceil(2))
             }

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::mem::offset_of;
 
-use ann_core::{DType, Error};
+use ann_core::{DType, Error, IvfCode};
 
 use crate::failure::report;
 
@@ -71,7 +71,27 @@ pub struct IvfPqOptions {
     /// Bits a coordinate of the codes that stand in for vectors which are left to the heap; -1 for what suits the
     /// dimension.
     pub code_bits: i32,
+    /// What codes are: a number of [`CODES`].
+    pub code: i32,
+    /// Whether vectors are rotated before they are cut into pieces.
+    pub opq: bool,
 }
+
+impl IvfPqOptions {
+    /// What codes are.
+    pub fn code(&self) -> IvfCode {
+        let known = usize::try_from(self.code).ok().and_then(|at| CODES.get(at));
+        known.map_or(IvfCode::Pq, |(_, code)| *code)
+    }
+}
+
+/// What `code` can be.
+const CODES: [(&CStr, IvfCode); 4] = [
+    (c"pq", IvfCode::Pq),
+    (c"rabitq1", IvfCode::RaBitQ1),
+    (c"rabitq2", IvfCode::RaBitQ2),
+    (c"rabitq4", IvfCode::RaBitQ4),
+];
 
 impl Default for HnswOptions {
     fn default() -> HnswOptions {
@@ -90,7 +110,19 @@ impl Default for IvfPqOptions {
     fn default() -> IvfPqOptions {
         let (lists, subvectors, sample) = (0, 0, 0);
         let (bits, train_at, vectors, code_bits) = (4, 1024, -1, -1);
-        IvfPqOptions { length: 0, lists, subvectors, bits, sample, train_at, vectors, code_bits }
+        let (code, opq) = (0, false);
+        IvfPqOptions {
+            length: 0,
+            lists,
+            subvectors,
+            bits,
+            sample,
+            train_at,
+            vectors,
+            code_bits,
+            code,
+            opq,
+        }
     }
 }
 
@@ -124,6 +156,18 @@ impl Options for IvfPqOptions {
         if self.code_bits != -1 && vectors(self.vectors, DType::F32).is_some() {
             refuse("code_bits", self.code_bits, "-1 of an ann_ivfpq index without vectors = heap");
         }
+        if self.code() != IvfCode::Pq {
+            let allowed = "left out, unless code = pq";
+            if self.bits != 4 {
+                refuse("bits", self.bits, allowed);
+            }
+            if self.subvectors != 0 {
+                refuse("subvectors", self.subvectors, allowed);
+            }
+            if self.opq {
+                refuse("opq", self.opq, allowed);
+            }
+        }
     }
 }
 
@@ -140,7 +184,7 @@ fn check_codes(bits: i32, kept: i32) {
     }
 }
 
-fn refuse(name: &'static str, value: i32, allowed: &str) -> ! {
+fn refuse(name: &'static str, value: impl ToString, allowed: &str) -> ! {
     let (value, allowed) = (value.to_string(), allowed.to_owned());
     report(&Error::Parameter { name, value, allowed })
 }
@@ -265,8 +309,17 @@ pub fn register() {
         add(ivfpq, c"train_at", text, (1024, 1, 1 << 30));
         let text = c"Bits a coordinate of codes by which rows are chosen where vectors = heap: 1, 2, 4 or 8; -1 for what suits";
         add(ivfpq, c"code_bits", text, (-1, -1, 8));
+        let text = c"What codes are: pq, or RaBitQ of so many bits a coordinate";
+        let allowed = c"Valid values are \"pq\", \"rabitq1\", \"rabitq2\" and \"rabitq4\".";
+        add_enum(ivfpq, c"code", (text, allowed), 0, CODES.map(|(name, _)| name));
+        let text =
+            c"Whether vectors are rotated before they are cut into pieces, as is learnt for that";
+        let lock = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
+        pg_sys::add_bool_reloption(ivfpq, c"opq".as_ptr(), text.as_ptr(), false, lock);
+        let text = c"What the index keeps of vectors: f32, f16, or heap for codes alone";
+        let allowed = c"Valid values are \"f32\", \"f16\" and \"heap\".";
         for kind in kinds {
-            add_vectors(kind);
+            add_enum(kind, c"vectors", (text, allowed), -1, VECTORS.map(|(name, _)| name));
         }
     }
 }
@@ -289,23 +342,27 @@ unsafe fn add(
 
 /// # Safety
 /// The library is being loaded.
-unsafe fn add_vectors(kind: pg_sys::relopt_kind::Type) {
+unsafe fn add_enum<const N: usize>(
+    kind: pg_sys::relopt_kind::Type,
+    name: &'static CStr,
+    (text, allowed): (&'static CStr, &'static CStr),
+    default: i32,
+    names: [&'static CStr; N],
+) {
     let lock = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
-    let named = VECTORS.iter().map(|(name, _)| name.as_ptr());
+    let named = names.iter().map(|name| name.as_ptr());
     let members = named.chain([std::ptr::null()]).zip(0..).map(|(name, number)| {
         pg_sys::relopt_enum_elt_def { string_val: name.cast_mut(), symbol_val: number }
     });
     let members: Vec<_> = members.collect();
-    let text = c"What the index keeps of vectors: f32, f16, or heap for codes alone";
-    let allowed = c"Valid values are \"f32\", \"f16\" and \"heap\".";
     // SAFETY: the caller's; names and members live for ever.
     unsafe {
         pg_sys::add_enum_reloption(
             kind,
-            c"vectors".as_ptr(),
+            name.as_ptr(),
             text.as_ptr(),
             members.leak().as_mut_ptr(),
-            -1,
+            default,
             allowed.as_ptr(),
             lock,
         );
@@ -321,6 +378,16 @@ fn element(name: &'static CStr, offset: usize) -> pg_sys::relopt_parse_elt {
 fn vectors_element(offset: usize) -> pg_sys::relopt_parse_elt {
     let opttype = pg_sys::relopt_type::RELOPT_TYPE_ENUM;
     pg_sys::relopt_parse_elt { opttype, ..element(c"vectors", offset) }
+}
+
+fn code_element(offset: usize) -> pg_sys::relopt_parse_elt {
+    let opttype = pg_sys::relopt_type::RELOPT_TYPE_ENUM;
+    pg_sys::relopt_parse_elt { opttype, ..element(c"code", offset) }
+}
+
+fn opq_element(offset: usize) -> pg_sys::relopt_parse_elt {
+    let opttype = pg_sys::relopt_type::RELOPT_TYPE_BOOL;
+    pg_sys::relopt_parse_elt { opttype, ..element(c"opq", offset) }
 }
 
 /// `amoptions` of ann_hnsw.
@@ -366,6 +433,8 @@ pub unsafe extern "C-unwind" fn ivfpq(
         element(c"train_at", offset_of!(IvfPqOptions, train_at)),
         vectors_element(offset_of!(IvfPqOptions, vectors)),
         element(c"code_bits", offset_of!(IvfPqOptions, code_bits)),
+        code_element(offset_of!(IvfPqOptions, code)),
+        opq_element(offset_of!(IvfPqOptions, opq)),
     ];
     // SAFETY: the table describes IvfPqOptions.
     unsafe { parse::<IvfPqOptions>(options, validate, KINDS.get()[2], &table) }

@@ -54,6 +54,11 @@ pub struct Engine {
     /// Bits a coordinate of the codes that stand in for vectors; 0 if there are none.
     #[pyo3(get)]
     row_code_bits: u8,
+    /// What codes are, and whether they are of rotated vectors; `None` unless it is an IVF-PQ index.
+    #[pyo3(get)]
+    code: Option<String>,
+    #[pyo3(get)]
+    opq: bool,
 }
 
 /// k of a search, and what it is asked to do: ef, beam, probes, rerank.
@@ -96,6 +101,13 @@ impl Engine {
             Held::IvfPqFile(index) => index.code_bits(),
             _ => code_bits.filter(|_| vectors.is_none()).unwrap_or(0),
         };
+        let code = match &held {
+            Held::IvfPq(index) => Some((index.code(), index.opq())),
+            Held::IvfPqFile(index) => Some((index.code(), index.opq())),
+            _ => None,
+        };
+        let (code, opq) =
+            (code.map(|(code, _)| code.to_string()), code.is_some_and(|(_, opq)| opq));
         any!(&held, index => Engine {
             writable,
             dtype: index.dtype(),
@@ -110,6 +122,8 @@ impl Engine {
             alpha,
             placement,
             row_code_bits,
+            code,
+            opq,
             shared: Arc::new(Shared::new(held)),
         })
     }
@@ -293,19 +307,24 @@ impl Engine {
         dim: &Bound<'_, PyAny>,
         metric: &str,
         dtype: &str,
-        measures: (Option<Bound<'_, PyAny>>, Option<Bound<'_, PyAny>>, Bound<'_, PyAny>),
-        kept: (Option<String>, Option<u8>, bool, bool),
+        measures: [Option<Bound<'_, PyAny>>; 3],
+        kept: (Option<String>, Option<u8>, bool, bool, bool),
+        code: &str,
         seed: &Bound<'_, PyAny>,
     ) -> Answer<Engine> {
-        let (lists, subvectors, bits) = measures;
-        let (vectors, code_bits, anisotropic, spill) = kept;
+        let [lists, subvectors, bits] = measures;
+        let (vectors, code_bits, anisotropic, opq, spill) = kept;
         let mut builder = IvfPq::builder(whole("dim", dim, 1..=MAX_DIM as u64)?)
             .metric(metric.parse()?)
             .dtype(dtype.parse()?)
-            .bits(whole("bits", &bits, 1..=255)? as u8)
+            .code(code.parse()?)
             .anisotropic(anisotropic)
+            .opq(opq)
             .spill(spill)
             .seed(whole("seed", seed, 0..=u64::MAX)? as u64);
+        if let Some(bits) = bits {
+            builder = builder.bits(whole("bits", &bits, 1..=255)? as u8);
+        }
         if let Some(lists) = lists {
             builder = builder.lists(whole("lists", &lists, 1..=u64::MAX)?);
         }

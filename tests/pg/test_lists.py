@@ -102,6 +102,30 @@ def test_lists_of_rows_whose_vectors_are_in_the_heap(db: Db) -> None:
     assert value(db, "SELECT bytes FROM ann.index_stats('i')") < whole
 
 
+@pytest.mark.parametrize("codes", ["code = rabitq1", "code = rabitq4", "opq = true"])
+def test_codes_of_lists(db: Db, codes: str) -> None:
+    rows = clustered(2500, DIM, 9)
+    table(db, rows[:1500])
+    index(db, "ann_ivfpq", more=f"WITH ({codes})")
+    assert value(db, LISTS) > 10
+    verify(db)
+    fill(db, "t", rows[1500:], 1500)
+    db.execute("DELETE FROM t WHERE id % 3 = 0")
+    db.execute("VACUUM t")
+    verify(db)
+    assert recall(db, "t", "<->", clustered(20, DIM, 10)) >= 0.95
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["subvectors = 4, code = rabitq1", "bits = 8, code = rabitq2", "opq = on, code = rabitq1"],
+)
+def test_options_of_other_codes(db: Db, options: str) -> None:
+    table(db, clustered(10, DIM, 11))
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="unless code = pq"):
+        index(db, "ann_ivfpq", more=f"WITH ({options})")
+
+
 def test_nothing_is_missed_while_lists_change(server: Server) -> None:
     """Every scan finds each row once, whatever a vacuum and inserts do to lists meanwhile."""
     with server.connect() as db:

@@ -31,6 +31,40 @@ def test_recall_on_real_vectors(metric: ann.Metric, bits: int) -> None:
     assert every > 0.995
 
 
+@pytest.mark.parametrize("metric", ["l2sq", "ip", "cosine"])
+def test_codes_of_rabitq(metric: ann.Metric, tmp_path: Path) -> None:
+    data = load("glove-small-100-angular")
+    exact = ann.Flat(100, metric=metric)
+    exact.add(data.train)
+    true, _ = exact.search(data.test, 10)
+    index = ann.IVFPQ(100, metric=metric, code="rabitq1")
+    index.add(data.train)
+    index.verify()
+    assert (index.code, index.bits, index.subvectors) == ("rabitq1", 1, 0)
+    assert recall(index.search(data.test, 10, probes=60, rerank=300)[0], true) > 0.95
+    index.save(tmp_path / "i")
+    with ann.open(tmp_path / "i") as opened:
+        assert isinstance(opened, ann.IVFPQ)
+        assert (opened.code, opened.opq) == ("rabitq1", False)
+        np.testing.assert_array_equal(opened.search(data.test)[0], index.search(data.test)[0])
+    for given in ({"bits": 4}, {"subvectors": 10}):
+        with pytest.raises(ann.InputError, match="product quantizer"):
+            ann.IVFPQ(100, code="rabitq2", **given)
+
+
+def test_rotated_vectors(tmp_path: Path) -> None:
+    data = load("glove-small-100-angular")
+    index = ann.IVFPQ(100, metric="cosine", opq=True)
+    index.add(data.train, threads=1)
+    index.verify()
+    assert index.opq
+    index.save(tmp_path / "i")
+    with ann.open(tmp_path / "i") as opened:
+        np.testing.assert_array_equal(opened.search(data.test)[0], index.search(data.test)[0])
+    with pytest.raises(ann.InputError, match="opq = true is not allowed: false beyond 1024"):
+        ann.IVFPQ(1025, opq=True)
+
+
 def test_it_trains_itself_as_it_grows() -> None:
     index = ann.IVFPQ(24)
     x = make(6000)

@@ -60,10 +60,8 @@ impl Trainer {
 
     /// The codewords of one piece.
     fn piece(&self, points: &[f32], sub: usize) -> Vec<f32> {
-        let (from, to) = (self.pq.cut(sub), self.pq.cut(sub + 1));
-        let (width, words) = (to - from, self.pq.words());
-        let rows = points.chunks_exact(self.pq.dim);
-        let piece: Vec<f32> = rows.flat_map(|row| &row[from..to]).copied().collect();
+        let (piece, width) = self.pq.piece(points, sub);
+        let words = self.pq.words();
         let training = Training {
             clusters: words,
             iterations: 0,
@@ -75,7 +73,7 @@ impl Trainer {
         for (word, centroid) in first.chunks_exact(width).enumerate() {
             (0..width).for_each(|i| book[i * words + word] = centroid[i]);
         }
-        lloyd(&piece, width, words, &mut book);
+        lloyd(&piece, width, words, &mut book, ITERATIONS);
         book
     }
 
@@ -142,6 +140,30 @@ impl Pq {
 
     fn cut(&self, sub: usize) -> usize {
         cut(self.dim, self.subs, sub)
+    }
+
+    /// Moves the codewords to the means of what is nearest to them, some times. Runs on the current thread pool and does
+    /// not depend on its threads.
+    ///
+    /// # Panics
+    /// If `points` are not whole rows.
+    pub fn fit(&mut self, points: &[f32], iterations: usize) {
+        assert!(points.len().is_multiple_of(self.dim), "points are rows of {} floats", self.dim);
+        let words = self.words();
+        let books = (0..self.subs).into_par_iter().map(|sub| {
+            let (piece, width) = self.piece(points, sub);
+            let mut book = self.book[self.cut(sub) * words..self.cut(sub + 1) * words].to_vec();
+            lloyd(&piece, width, words, &mut book, iterations);
+            book
+        });
+        self.book = books.collect::<Vec<_>>().concat();
+    }
+
+    /// A piece of each point, one after the other, and how wide it is.
+    fn piece(&self, points: &[f32], sub: usize) -> (Vec<f32>, usize) {
+        let (from, to) = (self.cut(sub), self.cut(sub + 1));
+        let rows = points.chunks_exact(self.dim);
+        (rows.flat_map(|row| &row[from..to]).copied().collect(), to - from)
     }
 
     /// Makes `codes` the nearest codewords of a vector's pieces.
@@ -301,9 +323,9 @@ fn least(values: &[f32]) -> u8 {
 }
 
 /// Moves the codewords of one piece to the means of what is nearest to them, some times.
-fn lloyd(piece: &[f32], width: usize, words: usize, book: &mut [f32]) {
+fn lloyd(piece: &[f32], width: usize, words: usize, book: &mut [f32], iterations: usize) {
     let mut squares = vec![0f32; words];
-    for _ in 0..ITERATIONS {
+    for _ in 0..iterations {
         let (mut sums, mut counts) = (vec![0f64; width * words], vec![0u32; words]);
         for point in piece.chunks_exact(width) {
             wide(

@@ -76,11 +76,11 @@ impl<S: PageStore> IvfPq<S> {
             moves -= 1;
             let slot = blocks[source].1[held];
             self.rows.copy(BLOCKS, blocks[source].0, &mut bytes)?;
-            let addend = self.block.get(&bytes, held, &mut codes);
+            let factors = self.block.get(&bytes, held, &mut codes);
             let place = Place { block: blocks[target].0, lane };
             let from = blocks[source].0;
             let is_second = self.rows.node(slot)?.owner.get() != from;
-            self.move_entry(slot, is_second, place, &codes, (addend, 0.0))?;
+            self.move_entry(slot, is_second, place, &codes, (factors, 0.0))?;
             blocks[source].1[held] = NONE;
             blocks[target].1[lane] = slot;
         }

@@ -309,7 +309,7 @@ impl<'a, T: Element> Filling<'a, T> {
             let code = model.encode(&floats.values, *list as usize, &mut codes, scratch);
             most = most.max(code.missed);
             squares += f64::from(code.square);
-            shape.put(bytes, lane, &codes, code.addend, self.slots[at]);
+            shape.put(bytes, lane, &codes, code.factors, self.slots[at]);
         }
         Ok((most, squares))
     }
@@ -371,7 +371,8 @@ impl<'a, T: Element> Filling<'a, T> {
                 floats.clear();
                 floats.extend_from_slice(model.centroid(at));
             })?;
-            let book = model.pq.book().as_bytes();
+            let book = model.coder.book();
+            let book = book.as_bytes();
             let body = rows.array(BOOK)?.size();
             rows.reserve(BOOK, book.len().div_ceil(body) as u64)?;
             rows.reserve(CENTROIDS, lists as u64)?;

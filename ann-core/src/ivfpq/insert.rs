@@ -161,7 +161,7 @@ impl<S: PageStore> IvfPq<S> {
         let mut missed = 0f32;
         if let (Some(place), Some(coded)) = (place, coded) {
             node.owner = place.block.into();
-            self.put_entry(&mut change, place, &coded.codes, coded.encoded.addend, id)?;
+            self.put_entry(&mut change, place, &coded.codes, coded.encoded.factors, id)?;
             missed = coded.encoded.missed;
         }
         let born = self.rows.birth(change, id, node, replaces, |meta| {
@@ -190,7 +190,7 @@ impl<S: PageStore> IvfPq<S> {
         self.widen(list, coded.encoded.square)?;
         let mut node = self.rows.node(id)?;
         let mut change = Change::default();
-        self.put_entry(&mut change, place, &coded.codes, coded.encoded.addend, id)?;
+        self.put_entry(&mut change, place, &coded.codes, coded.encoded.factors, id)?;
         node.twin = place.block.into();
         change.put_record(self.rows.array(NODES)?, id, node.as_bytes())?;
         self.commit_moved(change, place, coded.encoded.missed)

@@ -8,11 +8,13 @@ use half::bf16;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::code::opq;
 use crate::error::{Error, Result};
-use crate::kernel::fastscan::{BLOCK, get_nibbles, nibble_bytes, put_nibbles};
+use crate::kernel::fastscan::{Addends, BLOCK, get_nibbles, nibble_bytes, put_nibbles};
 use crate::page::{PageId, PageStore};
-use crate::rows::{ALONG, CENTRED, Change, NONE, Rows, SPILL};
+use crate::rows::{ALONG, CENTRED, Change, NONE, RABITQ, Rows, SPILL, TURNED};
 
+use super::code::{IvfCode, rabitq_block};
 use super::model::{book_at, book_pages};
 use super::{BLOCKS, IvfPq, LISTS};
 
@@ -26,18 +28,39 @@ const ALIGN: usize = 32;
 pub(crate) struct Block {
     pub subs: usize,
     pub bits: u8,
-    /// Whether codes have addends.
-    pub addends: bool,
+    /// Numbers that each code has beside it: none, an addend, or that and a scale.
+    pub factors: usize,
+}
+
+/// What an entry has beside its code, as far as its block has room for that.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Factors {
+    /// What is added to its distances.
+    pub addend: f32,
+    /// What the dot product of a query and the code is multiplied by.
+    pub scale: f32,
+}
+
+impl Factors {
+    /// Whether they are the same to the last bit, as far as there are so many.
+    pub(crate) fn same(self, other: Factors, count: usize) -> bool {
+        let bits = |factors: Factors| factors.numbers().map(f32::to_bits);
+        bits(self)[..count] == bits(other)[..count]
+    }
+
+    fn numbers(self) -> [f32; 2] {
+        [self.addend, self.scale]
+    }
 }
 
 impl Block {
-    pub(crate) fn new(subs: usize, bits: u8, addends: bool) -> Block {
-        Block { subs, bits, addends }
+    pub(crate) fn new(subs: usize, bits: u8, factors: usize) -> Block {
+        Block { subs, bits, factors }
     }
 
     /// The most sub-quantizers whose blocks fit so many bytes.
-    pub(crate) fn most(room: usize, bits: u8, addends: bool) -> usize {
-        let rest = Block::new(0, bits, addends).bytes();
+    pub(crate) fn most(room: usize, bits: u8, factors: usize) -> usize {
+        let rest = Block::new(0, bits, factors).bytes();
         let room = room / ALIGN * ALIGN;
         match bits {
             // Two rows of 16 bytes, one for each of a pair.
@@ -56,7 +79,7 @@ impl Block {
 
     /// Where the slots begin.
     pub(crate) fn slots(self) -> usize {
-        self.codes() + if self.addends { NUMBERS } else { 0 }
+        self.codes() + self.factors * NUMBERS
     }
 
     /// Where what chains blocks begins.
@@ -74,7 +97,14 @@ impl Block {
     }
 
     /// Puts a code into a block's bytes.
-    pub(crate) fn put(self, block: &mut [u8], lane: usize, codes: &[u8], addend: f32, slot: u32) {
+    pub(crate) fn put(
+        self,
+        block: &mut [u8],
+        lane: usize,
+        codes: &[u8],
+        factors: Factors,
+        slot: u32,
+    ) {
         let area = &mut block[..self.codes()];
         match self.bits {
             4 => put_nibbles(area, lane, codes),
@@ -82,14 +112,14 @@ impl Block {
                 row[lane] = code;
             }),
         }
-        if self.addends {
-            block[self.codes() + 4 * lane..][..4].copy_from_slice(&addend.to_le_bytes());
+        for (number, factor) in factors.numbers().iter().enumerate().take(self.factors) {
+            block[self.factor(number, lane)..][..4].copy_from_slice(&factor.to_le_bytes());
         }
         block[self.slots() + 4 * lane..][..4].copy_from_slice(&slot.to_le_bytes());
     }
 
-    /// Reads a code out of a block's bytes, and returns its addend.
-    pub(crate) fn get(self, block: &[u8], lane: usize, codes: &mut [u8]) -> f32 {
+    /// Reads a code out of a block's bytes, and returns what it has beside it.
+    pub(crate) fn get(self, block: &[u8], lane: usize, codes: &mut [u8]) -> Factors {
         let area = &block[..self.codes()];
         match self.bits {
             4 => get_nibbles(area, lane, codes),
@@ -97,11 +127,25 @@ impl Block {
                 *code = row[lane];
             }),
         }
-        let at = self.codes() + 4 * lane;
-        match (self.addends, block.get(at..at + 4)) {
-            (true, Some(&[a, b, c, d])) => f32::from_le_bytes([a, b, c, d]),
-            _ => 0.0,
-        }
+        let factor = |number: usize| {
+            let at = self.factor(number, lane);
+            match (number < self.factors, block.get(at..at + 4)) {
+                (true, Some(&[a, b, c, d])) => f32::from_le_bytes([a, b, c, d]),
+                _ => 0.0,
+            }
+        };
+        Factors { addend: factor(0), scale: factor(1) }
+    }
+
+    /// Where a number beside a code is.
+    fn factor(self, number: usize, lane: usize) -> usize {
+        self.codes() + number * NUMBERS + 4 * lane
+    }
+
+    /// The addends of a block's bytes, if there are any, and their scales.
+    pub(crate) fn factors_of(self, block: &[u8]) -> [Option<&Addends>; 2] {
+        let of = |number: usize| block[self.factor(number, 0)..].first_chunk();
+        [0, 1].map(|number| if number < self.factors { of(number) } else { None })
     }
 
     /// A block without entries.
@@ -216,7 +260,7 @@ pub(crate) struct Place {
 pub(crate) struct Entry<'a> {
     pub slot: u32,
     pub codes: &'a [u8],
-    pub addend: f32,
+    pub factors: Factors,
 }
 
 impl<S: PageStore> IvfPq<S> {
@@ -384,7 +428,7 @@ impl<S: PageStore> IvfPq<S> {
         change: &mut Change,
         place: Place,
         codes: &[u8],
-        addend: f32,
+        factors: Factors,
         slot: u32,
     ) -> Result<()> {
         let shape = self.block;
@@ -396,11 +440,11 @@ impl<S: PageStore> IvfPq<S> {
         change.expect(page, offset, &bytes[..shape.links()]);
         let list = shape.links() + std::mem::offset_of!(Links, list);
         change.expect(page, offset + list, &bytes[list..list + 4]);
-        shape.put(&mut bytes, place.lane, codes, addend, slot);
+        shape.put(&mut bytes, place.lane, codes, factors, slot);
         change.put(page, offset, &bytes[..shape.codes()]);
-        if shape.addends {
-            let addend = shape.codes() + 4 * place.lane;
-            change.put(page, offset + addend, &bytes[addend..addend + 4]);
+        for number in 0..shape.factors {
+            let factor = shape.factor(number, place.lane);
+            change.put(page, offset + factor, &bytes[factor..factor + 4]);
         }
         change.put(page, offset + at, &bytes[at..at + 4]);
         Ok(())
@@ -423,7 +467,7 @@ impl<S: PageStore> IvfPq<S> {
             let free = (0..BLOCK).filter(|&lane| slots[lane] == NONE);
             let mut count = 0;
             for (lane, entry) in free.zip(entries) {
-                shape.put(&mut bytes, lane, entry.codes, entry.addend, entry.slot);
+                shape.put(&mut bytes, lane, entry.codes, entry.factors, entry.slot);
                 count += 1;
             }
             change.put(page, offset, &bytes[..shape.links()]);
@@ -499,14 +543,21 @@ pub(crate) fn taken(slots: &[u32; BLOCK]) -> impl Iterator<Item = u32> + '_ {
 /// The shape of blocks that a meta page tells of.
 pub(super) fn shape_of<S: PageStore>(rows: &Rows<S>) -> Result<Block> {
     let meta = &rows.meta;
-    let subs = meta.m.get() as usize;
-    if !matches!(meta.code_bits, 4 | 8) || !(1..=rows.space.dim).contains(&subs) {
-        let what = format!("{subs} sub-quantizers of {} bits", meta.code_bits);
-        return Err(Error::corrupt(0, what));
-    }
-    if meta.entries & !(ALONG | SPILL | CENTRED) != 0 {
+    let (subs, dim) = (meta.m.get() as usize, rows.space.dim);
+    let turned = meta.entries & TURNED != 0;
+    let unknown = meta.entries & !(ALONG | SPILL | RABITQ | TURNED | CENTRED) != 0;
+    if unknown || turned && (meta.entries & RABITQ != 0 || dim > opq::MAX_DIM) {
         return Err(Error::corrupt(0, format!("entries of kind {}", meta.entries)));
     }
+    let addends = usize::from(rows.space.metric == crate::Metric::L2sq);
+    let block = match IvfCode::of(meta).map(IvfCode::planes) {
+        Some(None) if (1..=dim).contains(&subs) => Block::new(subs, meta.code_bits, addends),
+        Some(Some(planes)) if rabitq_block(dim, planes).subs == subs => rabitq_block(dim, planes),
+        _ => {
+            let what = format!("{subs} sub-quantizers of {} bits", meta.code_bits);
+            return Err(Error::corrupt(0, what));
+        }
+    };
     if S::SHARED && meta.spills() {
         let allowed = "false where others change the index at the same time";
         return Err(Error::parameter("spill", true, allowed));
@@ -521,7 +572,6 @@ pub(super) fn shape_of<S: PageStore>(rows: &Rows<S>) -> Result<Block> {
     if meta.train_at.get() == 0 {
         return Err(Error::corrupt(0, "train_at = 0"));
     }
-    let block = Block::new(subs, meta.code_bits, rows.space.metric == crate::Metric::L2sq);
     let sizes = [
         (BLOCKS, block.stride()),
         (LISTS, LIST_BYTES),

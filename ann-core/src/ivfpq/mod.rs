@@ -5,13 +5,14 @@
 //! (FastScan) and measures the best by their vectors. What is looked up depends on the query alone, not on the list:
 //! squared L2 is `|q - c|^2 + (|x|^2 + 2 <x, c>) - 2 <q, x>` for a code that stands for `c + x`, of which the middle is
 //! a number beside the code; for inner products it is `-<q, c> - <q, x>`. (Jégou et al., TPAMI 2011; André et al.,
-//! TPAMI 2019; Guo et al., arXiv 1908.10396.)
+//! TPAMI 2019; Guo et al., arXiv 1908.10396.) Codes may be RaBitQ's instead (`code.rs`).
 //!
 //! An index is trained or it is not. Without training there are no lists, and searches measure every vector: that is
 //! how an index begins, and what it is for the moment in which its lists are replaced.
 
 mod builder;
 mod coarse;
+mod code;
 mod collect;
 mod compact;
 mod fill;
@@ -50,10 +51,11 @@ use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{self, MemStore, PageStore};
 use crate::rerank;
-use crate::rows::{CODES, Kind, Plan, Rows, UPPER, UPPER_CODES, WHOLE, check_rows, slice};
+use crate::rows::{CODES, Kind, Plan, Rows, TURNED, UPPER, UPPER_CODES, WHOLE, check_rows, slice};
 use crate::threads;
 
 pub use builder::IvfPqBuilder;
+pub use code::IvfCode;
 pub use steps::IvfPqSteps;
 pub use sweep::IvfPqSweep;
 pub use tune::Tuned;
@@ -148,14 +150,24 @@ impl<S: PageStore> IvfPq<S> {
         Ok(self.model()?.map_or(0, Model::len))
     }
 
-    /// Sub-quantizers of a code.
-    pub fn subvectors(&self) -> usize {
-        self.block.subs
+    /// What codes are.
+    pub fn code(&self) -> IvfCode {
+        IvfCode::of(&self.rows.meta).unwrap_or_default()
     }
 
-    /// Bits of a sub-quantizer's code.
+    /// Sub-quantizers of a code; 0 if it is none of a product quantizer.
+    pub fn subvectors(&self) -> usize {
+        if self.code() == IvfCode::Pq { self.block.subs } else { 0 }
+    }
+
+    /// Whether vectors are rotated before they are encoded, as was learnt for that.
+    pub fn opq(&self) -> bool {
+        self.rows.meta.entries & TURNED != 0
+    }
+
+    /// Bits of a sub-quantizer's code, or a coordinate.
     pub fn bits(&self) -> u8 {
-        self.block.bits
+        self.rows.meta.code_bits
     }
 
     /// What vectors are stored as; `None` if only codes of them are.

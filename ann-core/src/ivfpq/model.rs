@@ -5,22 +5,25 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use zerocopy::FromBytes;
 
-use crate::code::pq::{self, Pq};
 use crate::element::DType;
 use crate::error::{Error, Result};
-use crate::kernel::{Isa, Kernel, Op};
+use crate::kernel::{Kernel, Op};
 use crate::metric::Metric;
 use crate::page::PageStore;
-use crate::rows::{ALONG, Rows};
+use crate::rows::{ALONG, Rows, Space};
 use crate::threads;
 
 use super::coarse::Coarse;
-use super::lists::{Extent, List};
+use super::code::{self, Coder, Wanted};
+use super::lists::{Extent, Factors, List};
 use super::rank;
 use super::{BOOK, CENTROIDS, LISTS};
 
 /// The share of a query's length along a vector from which on codes are chosen to be right (ScaNN's threshold).
 const THRESHOLD: f32 = 0.2;
+/// What is missed along a vector counts at most once and this many times the square of the bits a dimension: coarser
+/// codes that were chosen for it would miss too much otherwise.
+const FINE: f32 = 0.78125;
 
 /// Searches that take less time with codes of centroids than it takes to make these, about.
 const SEARCHES: u32 = 256;
@@ -36,7 +39,7 @@ pub(crate) struct Model {
     pub extents: Vec<Extent>,
     /// Of the lists of which that is known, the mean.
     pub mean: Extent,
-    pub pq: Pq,
+    pub(super) coder: Coder,
     pub metric: Metric,
     /// The share of its length that an entry's residual has in the direction of near queries, root mean square; 0 if
     /// that is not known.
@@ -67,17 +70,14 @@ pub(crate) fn unkey(key: u64) -> (f32, u32) {
 #[derive(Default)]
 pub(crate) struct Scratch {
     residual: Vec<f32>,
-    direction: Vec<f32>,
-    decoded: Vec<f32>,
-    pq: pq::Scratch,
+    coder: code::Scratch,
 }
 
 /// What encoding tells of a vector besides its code.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Encoded {
-    /// What is added to its distances.
-    pub addend: f32,
-    /// What the code misses of it.
+    pub factors: Factors,
+    /// What estimates by the code may be off: see [`Coder::encode`].
     pub missed: f32,
     /// Its squared distance to its list's centroid.
     pub square: f32,
@@ -88,19 +88,22 @@ impl Model {
         lists: Vec<u32>,
         centroids: Vec<f32>,
         extents: Vec<Extent>,
-        pq: Pq,
-        metric: Metric,
+        coder: Coder,
+        space: &Space,
         along: bool,
-        isa: Isa,
     ) -> Model {
-        let dim = pq.dim();
+        let &Space { dim, metric, .. } = space;
         let op = if metric == Metric::L2sq { Op::L2sq } else { Op::Dot };
-        let kernel = Kernel::with_isa(DType::F32, op, dim, isa);
+        let kernel = Kernel::with_isa(DType::F32, op, dim, space.isa());
         let kernel = kernel.unwrap_or_else(|| Kernel::new(DType::F32, op, dim));
         let square = THRESHOLD * THRESHOLD;
-        let weight = match along {
-            true => ((dim as f32 - 1.0) * square / (1.0 - square)).max(1.0),
-            false => 1.0,
+        let weight = match (along, &coder) {
+            (true, Coder::Pq(pq, _)) => {
+                let bits = f32::from(pq.bits()) * pq.subs() as f32 / dim as f32;
+                let most = 1.0 + FINE * bits * bits;
+                ((dim as f32 - 1.0) * square / (1.0 - square)).clamp(1.0, most)
+            }
+            _ => 1.0,
         };
         let coarse = OnceLock::new();
         let (mean, share) = (mean_of(&extents), 0.0);
@@ -111,7 +114,7 @@ impl Model {
             centroids,
             extents,
             mean,
-            pq,
+            coder,
             metric,
             share,
             weight,
@@ -130,7 +133,7 @@ impl Model {
         }
         let mut bytes = Vec::new();
         let mut book = Vec::new();
-        let floats = dim << meta.code_bits;
+        let floats = Coder::floats(meta, dim);
         for record in book_at(rows).. {
             if book.len() >= floats {
                 break;
@@ -150,14 +153,13 @@ impl Model {
             lists.push(list);
             extents.push(record.extent());
         }
-        let pq = Pq::new(dim, meta.m.get() as usize, meta.code_bits, book)
+        let coder = Coder::read(meta, dim, book)
             .ok_or_else(|| Error::corrupt(0, "the codebook does not fit its measures"))?;
         if lists.is_empty() {
             return Err(Error::corrupt(0, "all lists are retired"));
         }
-        let (metric, along) = (rows.space.metric, meta.entries & ALONG != 0);
-        let isa = rows.space.isa();
-        Ok(Some(Model::new(lists, centroids, extents, pq, metric, along, isa)))
+        let along = meta.entries & ALONG != 0;
+        Ok(Some(Model::new(lists, centroids, extents, coder, &rows.space, along)))
     }
 
     /// The same with other lists, given by their numbers, centroids and extents, and without some.
@@ -177,9 +179,9 @@ impl Model {
         let extents: Vec<Extent> = all.iter().map(|(_, extent)| **extent).collect();
         let mean = mean_of(&extents);
         let centroids = all.iter().flat_map(|((_, centroid), _)| *centroid).copied().collect();
-        let (pq, kernel, coarse) = (self.pq.clone(), self.kernel, OnceLock::new());
+        let (coder, kernel, coarse) = (self.coder.clone(), self.kernel, OnceLock::new());
         let waits = None;
-        Model { lists, centroids, extents, mean, pq, kernel, coarse, waits, ..*self }
+        Model { lists, centroids, extents, mean, coder, kernel, coarse, waits, ..*self }
     }
 
     /// Lists in use.
@@ -205,6 +207,12 @@ impl Model {
 
     pub(crate) fn centroid(&self, at: usize) -> &[f32] {
         &self.centroids[at * self.dim..][..self.dim]
+    }
+
+    /// The distance, not squared, of a query to a centroid.
+    pub(super) fn distance(&self, at: usize, query: &[f32]) -> f32 {
+        let terms = query.iter().zip(self.centroid(at)).map(|(q, c)| (q - c) * (q - c));
+        terms.sum::<f32>().sqrt()
     }
 
     fn make_coarse(&self) -> Option<Coarse> {
@@ -255,46 +263,15 @@ impl Model {
         codes: &mut [u8],
         scratch: &mut Scratch,
     ) -> Encoded {
-        let Scratch { residual, direction, decoded, pq } = scratch;
+        let Scratch { residual, coder } = scratch;
         let centroid = self.centroid(at);
         residual.clear();
         residual.extend(vector.iter().zip(centroid).map(|(x, c)| x - c));
-        if self.weight > 1.0 {
-            direction.clear();
-            direction.extend_from_slice(vector);
-            crate::code::kmeans::normalise(direction, self.dim);
-            self.pq.encode_along(residual, direction, self.weight, codes, pq);
-        } else {
-            self.pq.encode(residual, codes, pq);
-        }
-        decoded.resize(self.dim, 0.0);
-        self.pq.decode(codes, decoded);
-        let addend = self.addend(decoded, at);
-        let (mut missed, mut square) = (0f64, 0f64);
-        for (x, r) in decoded.iter().zip(&*residual) {
-            missed += f64::from(r - x).powi(2);
-            square += f64::from(*r).powi(2);
-        }
-        Encoded { addend, missed: missed.sqrt() as f32, square: square as f32 }
-    }
-
-    /// What is added to the distances of an entry of the list at a place of the model whose codes stand for `decoded`.
-    fn addend(&self, decoded: &[f32], at: usize) -> f32 {
-        if self.metric != Metric::L2sq {
-            return 0.0;
-        }
-        let mut addend = 0f64;
-        for (x, c) in decoded.iter().zip(self.centroid(at)) {
-            addend += f64::from(*x) * (f64::from(*x) + 2.0 * f64::from(*c));
-        }
-        addend as f32
-    }
-
-    /// [`Model::addend`] of codes.
-    pub(super) fn addend_of(&self, codes: &[u8], at: usize, scratch: &mut Scratch) -> f32 {
-        scratch.decoded.resize(self.dim, 0.0);
-        self.pq.decode(codes, &mut scratch.decoded);
-        self.addend(&scratch.decoded, at)
+        let square: f64 = residual.iter().map(|r| f64::from(*r).powi(2)).sum();
+        let (metric, weight) = (self.metric, self.weight);
+        let wanted = Wanted { vector, residual, centroid, at, metric, weight };
+        let (factors, missed) = self.coder.encode(wanted, codes, coder);
+        Encoded { factors, missed, square: square as f32 }
     }
 }
 
@@ -305,7 +282,7 @@ pub(super) fn book_at<S: PageStore>(rows: &Rows<S>) -> u32 {
 
 /// Records that a codebook takes.
 pub(super) fn book_pages<S: PageStore>(rows: &Rows<S>) -> u32 {
-    let bytes = (rows.space.dim << rows.meta.code_bits) * 4;
+    let bytes = Coder::floats(&rows.meta, rows.space.dim) * 4;
     bytes.div_ceil(rows.store.page_size() - crate::page::HEADER) as u32
 }
 

@@ -189,7 +189,7 @@ impl Moving {
         rows.reserve(LISTS, numbers.end.into())?;
         let body = rows.array(BOOK)?.size();
         let first = u32::from(book) * pages;
-        for (page, bytes) in (first..).zip(model.pq.book().as_bytes().chunks(body)) {
+        for (page, bytes) in (first..).zip(model.coder.book().as_bytes().chunks(body)) {
             rows.put_whole(BOOK, page, bytes)?;
         }
         for (at, number) in numbers.enumerate() {
@@ -282,7 +282,7 @@ impl Moving {
             let entry = |&at: &usize| Entry {
                 slot: slots[at],
                 codes: &coded[at].codes,
-                addend: coded[at].encoded.addend,
+                factors: coded[at].encoded.factors,
             };
             let entries: Vec<Entry<'_>> = group.iter().map(entry).collect();
             for &at in group {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 
+use crate::code::opq;
 use crate::error::Result;
 use crate::index::Needs;
 use crate::kernel::fastscan::BLOCK;
@@ -45,7 +46,13 @@ impl<S: PageStore> IvfPq<S> {
         let pages: u64 = arrays.into_iter().map(pages).sum();
         let floats = 4 * self.rows.space.dim as u64;
         let training = match trains {
-            true => (self.sample_rows(rows) + 2 * lists) as u64 * floats,
+            true => {
+                // Vectors that a rotation is learnt from, and matrices meanwhile.
+                let dim = self.rows.space.dim;
+                let turned = opq::Trainer::wanted(dim, self.sample_rows(rows)) + 6 * dim;
+                let turned = if self.opq() { turned } else { 0 };
+                (self.sample_rows(rows) + 2 * lists + turned) as u64 * floats
+            }
             false => 0,
         };
         let codes = (blocks * self.block.stride()) as u64;

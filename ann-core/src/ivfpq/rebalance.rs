@@ -16,7 +16,7 @@ use crate::page::PageStore;
 use crate::rows::{Change, NODES, NONE};
 use crate::seed::mix;
 
-use super::lists::{Extent, Links, List, Place, entries, taken};
+use super::lists::{Extent, Factors, Links, List, Place, entries, taken};
 use super::model::Model;
 use super::source::{Coded, Source};
 use super::steps::IvfPqSteps;
@@ -309,7 +309,7 @@ impl Balancing {
                     index.widen(list, coded.encoded.square)?;
                     let place = index.place(list)?;
                     let Coded { codes, encoded, .. } = &coded;
-                    let beside = (encoded.addend, encoded.missed);
+                    let beside = (encoded.factors, encoded.missed);
                     index.move_entry(slot, is_second, place, codes, beside)?;
                 }
             }
@@ -365,20 +365,20 @@ impl<S: PageStore> IvfPq<S> {
         self.rows.record(BLOCKS, block, |bytes| Some(shape.links_of(bytes).list.get()))
     }
 
-    /// Moves an entry to a free place, with its codes there, what is added to its distances and what the codes miss.
+    /// Moves an entry to a free place, with its codes there, what it has beside them and what they miss.
     pub(super) fn move_entry(
         &mut self,
         slot: u32,
         is_second: bool,
         place: Place,
         codes: &[u8],
-        (addend, missed): (f32, f32),
+        (factors, missed): (Factors, f32),
     ) -> Result<()> {
         let mut node = self.rows.node(slot)?;
         let mut change = Change::default();
         let block = if is_second { &mut node.twin } else { &mut node.owner };
         self.clear_entry(&mut change, block.get(), slot, false)?;
-        self.put_entry(&mut change, place, codes, addend, slot)?;
+        self.put_entry(&mut change, place, codes, factors, slot)?;
         *block = place.block.into();
         change.put_record(self.rows.array(NODES)?, slot, node.as_bytes())?;
         self.commit_moved(change, place, missed)

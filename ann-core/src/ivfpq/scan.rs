@@ -3,8 +3,7 @@
 use crate::error::Result;
 use crate::index::Cost;
 use crate::kernel::adc;
-use crate::kernel::fastscan::{BLOCK, FastScan, Tables};
-use crate::metric::Metric;
+use crate::kernel::fastscan::{self, BLOCK, FastScan, Tables};
 use crate::page::PageStore;
 use crate::rows::{Matcher, NONE};
 
@@ -18,8 +17,10 @@ const AHEAD: u32 = 2;
 #[derive(Default)]
 pub(crate) struct Prepared {
     pub floats: Vec<f32>,
-    nibbles: Vec<[f32; 16]>,
-    bytes: Vec<[f32; adc::ENTRIES]>,
+    /// As codes are rotated.
+    pub turned: Vec<f32>,
+    pub nibbles: Vec<[f32; 16]>,
+    pub bytes: Vec<[f32; adc::ENTRIES]>,
     pub tables: Tables,
     scan: FastScan,
 }
@@ -27,16 +28,8 @@ pub(crate) struct Prepared {
 impl<S: PageStore> IvfPq<S> {
     /// Fills in the tables of the query whose row and probe are there.
     pub(super) fn prepare(&self, model: &Model, row: &[u8], prepared: &mut Prepared) {
-        let Prepared { floats, nibbles, bytes, tables, .. } = prepared;
-        self.rows.space.floats(row, floats);
-        let factor = if self.rows.space.metric == Metric::L2sq { -2.0 } else { -1.0 };
-        match model.pq.bits() {
-            4 => {
-                model.pq.tables(floats, factor, nibbles);
-                tables.fill(nibbles);
-            }
-            _ => model.pq.tables(floats, factor, bytes),
-        }
+        self.rows.space.floats(row, &mut prepared.floats);
+        model.coder.prepare(model.metric, prepared);
     }
 
     /// Asks for the first blocks of a list.
@@ -104,15 +97,19 @@ impl<S: PageStore> IvfPq<S> {
                 if allowed == 0 {
                     return (0, links.list.get(), follows);
                 }
-                let addends = match shape.addends {
-                    true => bytes[shape.codes()..].first_chunk(),
-                    false => None,
-                };
                 let codes = &bytes[..shape.codes()];
                 let Prepared { tables, bytes: wide, scan, .. } = prepared;
-                let mut below = match shape.bits {
-                    4 => scan.distances(codes, tables, addends, base, *bound, &mut distances),
-                    _ => adc::distances(codes, wide, addends, base, *bound, &mut distances),
+                let mut below = match (shape.factors_of(bytes), shape.bits) {
+                    ([Some(add), Some(mul)], _) => {
+                        let factors = fastscan::Factors { add, mul };
+                        scan.scaled(codes, tables, factors, base, *bound, &mut distances)
+                    }
+                    ([addends, _], 4) => {
+                        scan.distances(codes, tables, addends, base, *bound, &mut distances)
+                    }
+                    ([addends, _], _) => {
+                        adc::distances(codes, wide, addends, base, *bound, &mut distances)
+                    }
                 };
                 below &= allowed;
                 if below != 0 && !by_slot {

@@ -10,14 +10,13 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::Result;
 use crate::index::{Cost, Exact, Hit, Search};
-use crate::metric::Metric;
 use crate::page::PageStore;
 use crate::rerank::{Ranked, rerank_all};
 use crate::rows::{Batch, Matcher, Plan, Probe, nearest};
 
 use super::IvfPq;
 use super::collect::Collected;
-use super::model::{Model, key, unkey};
+use super::model::{key, unkey};
 use super::scan::Prepared;
 
 /// What a search needs for a while; reused by the next.
@@ -155,11 +154,16 @@ impl<S: PageStore> IvfPq<S> {
         let probes = options.probes.unwrap_or(model.len());
         let turns = collected.ranking.all(model, &prepared.floats);
         let by_codes = !self.rows.has_rows() && options.exact.is_none();
-        let slack = if by_codes { 0.0 } else { self.slack(model, prepared, radius) };
-        let limit = radius + slack;
+        let error = f32::from_bits(self.rows.meta.error.get());
         let mut near = Vec::new();
         let mut cost = Cost::default();
         for turn in turns.into_iter().take(probes) {
+            let away = model.distance(turn.place as usize, &prepared.floats);
+            let slack = match by_codes {
+                true => 0.0,
+                false => model.coder.slack(model.metric, prepared, error, radius, away),
+            };
+            let limit = radius + slack;
             // What is not a number is no reason to leave something out.
             let mut bound = if limit.is_nan() { f32::INFINITY } else { limit.next_up() };
             let all = bound;
@@ -200,24 +204,6 @@ impl<S: PageStore> IvfPq<S> {
         let found = nearest(&self.rows, &scratch.probe, slots, usize::MAX, radius)?;
         let found: Vec<u64> = found.into_iter().map(|(distance, id)| key(distance, id)).collect();
         self.hits(&found)
-    }
-
-    /// By how much a distance by code may be above the true one, if that is at most `radius`. What a code misses of a
-    /// vector points anywhere: of its length, a direction takes a share that falls with the root of the dimension.
-    fn slack(&self, model: &Model, prepared: &Prepared, radius: f32) -> f32 {
-        let error = f32::from_bits(self.rows.meta.error.get());
-        let share = (4.0 / (model.dim as f32).sqrt()).min(1.0);
-        let rounding = match model.pq.bits() {
-            4 => prepared.tables.delta() * 0.5 * model.pq.subs() as f32,
-            _ => 0.0,
-        };
-        let length = prepared.floats.iter().map(|x| x * x).sum::<f32>().sqrt();
-        let slack = match self.rows.space.metric {
-            Metric::L2sq => error * error + 2.0 * radius.max(0.0).sqrt() * error * share,
-            _ => length * error * share,
-        };
-        // Sums in f32 are off by their rounding, the more the larger what they are made of.
-        (slack + rounding) * 1.001 + 1e-4 * (length * length + radius.abs())
     }
 }
 

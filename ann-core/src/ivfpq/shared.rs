@@ -144,7 +144,7 @@ impl<S: PageStore> IvfPq<S> {
         }
         let place = self.place(list)?;
         node.owner = place.block.into();
-        self.put_entry(&mut change, place, &codes, encoded.addend, id)?;
+        self.put_entry(&mut change, place, &codes, encoded.factors, id)?;
         self.rows.birth(change, id, node, None, |meta| {
             let error = f32::from_bits(meta.error.get()).max(encoded.missed);
             meta.error = error.to_bits().into();

@@ -1,10 +1,12 @@
 //! Learning lists and codes from a sample of vectors, in steps that need the index only while the sample is drawn.
 
+use std::sync::Arc;
+
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::code::kmeans::{self, Training};
-use crate::code::pq::{self, Pq};
+use crate::code::{Rotation, opq, pq};
 use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::wide::wide;
@@ -12,6 +14,7 @@ use crate::page::PageStore;
 use crate::rows::ALONG;
 use crate::seed::mix;
 
+use super::code::Coder;
 use super::lists::Extent;
 use super::model::Model;
 use super::source::Source;
@@ -42,19 +45,24 @@ pub(super) struct Learning {
     /// The nearest centroids of the points that have become residuals.
     nearest: Vec<u32>,
     share: f32,
+    /// What the points have been rotated by.
+    rotation: Option<Arc<opq::Rotation>>,
 }
 
 enum Stage {
     Draw,
     Clusters(kmeans::Trainer),
     Residuals,
+    Rotation(opq::Trainer),
+    /// So many of the points are rotated.
+    Turn(Arc<opq::Rotation>, usize),
     Words(pq::Trainer),
 }
 
 impl Learning {
     pub(super) fn new() -> Learning {
         let (points, centroids, nearest) = (Vec::new(), Vec::new(), Vec::new());
-        Learning { points, stage: Stage::Draw, centroids, nearest, share: 0.0 }
+        Learning { points, stage: Stage::Draw, centroids, nearest, share: 0.0, rotation: None }
     }
 
     /// The share that is done.
@@ -63,6 +71,8 @@ impl Learning {
             Stage::Draw => 0.0,
             Stage::Clusters(trainer) => 0.05 + 0.7 * trainer.share(),
             Stage::Residuals => 0.75,
+            Stage::Rotation(trainer) => 0.75 + 0.05 * trainer.share(),
+            Stage::Turn(..) => 0.8,
             Stage::Words(trainer) => 0.8 + 0.2 * trainer.share(),
         }
     }
@@ -117,6 +127,35 @@ impl Learning {
                 if self.nearest.len() * dim == self.points.len() {
                     self.share = share(&self.points, &self.nearest, &self.centroids, dim);
                     let (subs, bits) = (index.block.subs, index.block.bits);
+                    if let Some(planes) = index.code().planes() {
+                        return Ok(Some(
+                            self.end(index, Coder::RaBitQ(Rotation::new(dim, seed), planes)),
+                        ));
+                    }
+                    self.stage = match index.opq() {
+                        true => Stage::Rotation(opq::Trainer::new(dim, subs, bits, mix(seed))),
+                        false => Stage::Words(pq::Trainer::new(dim, subs, bits, mix(seed))),
+                    };
+                }
+            }
+            Stage::Rotation(trainer) => {
+                if !trainer.step(&self.points)
+                    && let Stage::Rotation(trainer) =
+                        std::mem::replace(&mut self.stage, Stage::Draw)
+                {
+                    self.stage = Stage::Turn(Arc::new(trainer.finish()), 0);
+                }
+            }
+            Stage::Turn(rotation, done) => {
+                let rest = &mut self.points[*done * dim..];
+                let count = (rest.len() / dim).min(kmeans::step_rows(dim, dim));
+                let rest = &mut rest[..count * dim];
+                let before = rest.to_vec();
+                rotation.apply_all(&before, rest);
+                *done += count;
+                if *done * dim == self.points.len() {
+                    self.rotation = Some(rotation.clone());
+                    let (subs, bits) = (index.block.subs, index.block.bits);
                     self.stage = Stage::Words(pq::Trainer::new(dim, subs, bits, mix(seed)));
                 }
             }
@@ -124,24 +163,28 @@ impl Learning {
                 if !trainer.step(&self.points)
                     && let Stage::Words(trainer) = std::mem::replace(&mut self.stage, Stage::Draw)
                 {
-                    (self.points, self.nearest) = (Vec::new(), Vec::new());
-                    let centroids = std::mem::take(&mut self.centroids);
-                    return Ok(Some(index.model_of(centroids, trainer.finish(), self.share)));
+                    let rotation = self.rotation.take();
+                    return Ok(Some(self.end(index, Coder::Pq(trainer.finish(), rotation))));
                 }
             }
         }
         Ok(None)
     }
+
+    /// What was learnt, with what makes codes.
+    fn end<S: PageStore>(&mut self, index: &IvfPq<S>, coder: Coder) -> Model {
+        (self.points, self.nearest) = (Vec::new(), Vec::new());
+        index.model_of(std::mem::take(&mut self.centroids), coder, self.share)
+    }
 }
 
 impl<S: PageStore> IvfPq<S> {
     /// Lists around these centroids, numbered one after the other.
-    fn model_of(&self, centroids: Vec<f32>, pq: Pq, share: f32) -> Model {
-        let numbers: Vec<u32> = (0..(centroids.len() / pq.dim()) as u32).collect();
+    fn model_of(&self, centroids: Vec<f32>, coder: Coder, share: f32) -> Model {
         let (space, along) = (&self.rows.space, self.rows.meta.entries & ALONG != 0);
+        let numbers: Vec<u32> = (0..(centroids.len() / space.dim) as u32).collect();
         let extents = vec![Extent::default(); numbers.len()];
-        let isa = space.isa();
-        let mut model = Model::new(numbers, centroids, extents, pq, space.metric, along, isa);
+        let mut model = Model::new(numbers, centroids, extents, coder, space, along);
         model.share = share;
         model
     }

@@ -28,7 +28,7 @@ impl<S: PageStore> IvfPq<S> {
                 format!("the centroid of list {} is not finite", model.lists[at / model.dim]);
             return Err(Error::corrupt(0, what));
         }
-        if model.pq.book().iter().any(|value| !value.is_finite()) {
+        if model.coder.book().iter().any(|value| !value.is_finite()) {
             return Err(Error::corrupt(0, "the codebook is not finite"));
         }
         let blocks = self.rows.meta.upper.get() as usize;
@@ -113,17 +113,18 @@ impl<S: PageStore> IvfPq<S> {
         let entries = slots.iter().enumerate().filter(|(_, slot)| **slot != NONE);
         for (lane, &slot) in entries {
             let beside = self.block.get(&bytes, lane, &mut held);
-            let addend = match self.rows.has_vectors() {
+            let factors = match self.rows.has_vectors() {
                 true => {
                     floats.load(&self.rows, slot)?;
-                    model.encode(&floats.values, place, &mut right, &mut scratch).addend
+                    Some(model.encode(&floats.values, place, &mut right, &mut scratch).factors)
                 }
                 false => {
                     right.copy_from_slice(&held);
-                    model.addend_of(&held, place, &mut scratch)
+                    model.coder.factors_of(&held, model.centroid(place), model.metric)
                 }
             };
-            if held != right || beside.to_bits() != addend.to_bits() {
+            let is_same = factors.is_none_or(|factors| beside.same(factors, self.block.factors));
+            if held != right || !is_same {
                 return Err(
                     self.bad_block(block, format!("the code of slot {slot} is not its own"))
                 );

@@ -178,7 +178,7 @@ pub(crate) struct Meta {
     /// 1 if codes are by node, 0 if they stand beside links. IVF-PQ: bits a coordinate of the codes that are its rows; 0
     /// if these are vectors, or nothing.
     pub by_node: u8,
-    /// IVF-PQ: [`ALONG`], [`SPILL`] and [`CENTRED`], as far as they hold.
+    /// IVF-PQ: [`ALONG`], [`SPILL`], [`RABITQ`], [`TURNED`] and [`CENTRED`], as far as they hold.
     pub entries: u8,
     /// Records of array 3 handed out so far: upper-level links, or IVF-PQ's blocks.
     pub upper: U32,
@@ -190,7 +190,7 @@ pub(crate) struct Meta {
     pub coded: U32,
     /// Counts what searches beside it have to know of: changes of what slots hold, and of IVF-PQ's lists.
     pub sweeps: U32,
-    /// IVF-PQ: the most that a code misses of its vector, the bits of a float.
+    /// IVF-PQ: the most that a code misses of its vector, or with RaBitQ is off, the bits of a float.
     pub error: U32,
     /// As tuned, 0 without: IVF-PQ: lists that a search reads, and candidates that it measures. Graphs: the `k` that
     /// the size of a search's pool is for, and that size.
@@ -207,8 +207,12 @@ pub(crate) struct Meta {
 pub(crate) const ALONG: u8 = 1;
 /// Vectors have a second entry, in another list.
 pub(crate) const SPILL: u8 = 2;
+/// Codes are RaBitQ's, of `code_bits` bits a coordinate.
+pub(crate) const RABITQ: u8 = 4;
+/// Vectors are rotated before they are encoded, by a matrix that stands behind the codebook.
+pub(crate) const TURNED: u8 = 8;
 /// The codes that are rows are relative to a centre; else to zero.
-pub(crate) const CENTRED: u8 = 4;
+pub(crate) const CENTRED: u8 = 16;
 
 impl Meta {
     /// Bits a coordinate of codes by node; 0 if there are none.

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use ann_core::testing::{Latched, LatchedPage};
 use ann_core::{
-    DType, DiskAnn, Flat, Hnsw, Index, IvfPq, MemStore, Metric, MmapStore, PageId, PageStore,
-    Pages, Placement, Result,
+    DType, DiskAnn, Flat, Hnsw, Index, IvfCode, IvfPq, MemStore, Metric, MmapStore, PageId,
+    PageStore, Pages, Placement, Result,
 };
 
 /// A kind of index.
@@ -169,7 +169,7 @@ impl Kind for AnIvfPq {
     }
 }
 
-/// [`IvfPq`] with codes of bytes, two for each vector, and as many lists as suit the rows: it trains itself again as it
+/// [`IvfPq`] with codes of bytes, two for each vector, which is rotated where dimensions are few, and as many lists as suit the rows: it trains itself again as it
 /// grows.
 pub struct ByteIvfPq;
 
@@ -180,7 +180,36 @@ impl Kind for ByteIvfPq {
 
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
         let builder = IvfPq::builder(dim).dtype(dtype).metric(metric).bits(8).spill(true);
-        builder.subvectors(dim.clamp(1, 5)).train_at(60).seed(7).build_in(store)
+        builder.subvectors(dim.clamp(1, 5)).opq(dim <= 64).train_at(60).seed(7).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        IvfPq::open_in(store)
+    }
+
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
+        index.compact()?;
+        index.rebalance(threads)
+    }
+}
+
+/// [`IvfPq`] with RaBitQ's codes, of two bits for even dimensions and else of one.
+pub struct TurnedIvfPq;
+
+impl Kind for TurnedIvfPq {
+    type Index = IvfPq<AnyStore>;
+    const EXACT: bool = false;
+    const DEGREE: usize = 0;
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        // The longest have no code that fits the pages of these tests.
+        let code = match dim {
+            401.. => IvfCode::Pq,
+            _ if dim.is_multiple_of(2) => IvfCode::RaBitQ2,
+            _ => IvfCode::RaBitQ1,
+        };
+        let builder = IvfPq::builder(dim).dtype(dtype).metric(metric).code(code);
+        builder.lists(12).train_at(150).seed(7).build_in(store)
     }
 
     fn open(store: AnyStore) -> Result<Self::Index> {

@@ -45,8 +45,9 @@ class Engine:
         dim: SupportsIndex,
         metric: str,
         dtype: str,
-        measures: tuple[SupportsIndex | None, SupportsIndex | None, SupportsIndex],
-        kept: tuple[str | None, int | None, bool, bool],
+        measures: list[SupportsIndex | None],
+        kept: tuple[str | None, int | None, bool, bool, bool],
+        code: str,
         seed: SupportsIndex,
     ) -> Engine: ...
     @staticmethod
@@ -79,6 +80,10 @@ class Engine:
     def subvectors(self) -> Any: ...
     @property
     def row_code_bits(self) -> int: ...
+    @property
+    def code(self) -> Any: ...
+    @property
+    def opq(self) -> bool: ...
     def __len__(self) -> int: ...
     def insert(
         self,

@@ -683,8 +683,11 @@ class IVFPQ(Index):
             number.
         subvectors: pieces into which a vector is cut for its code, from 1 to dim, which they need
             not divide. None for one for each two dimensions, from 129 dimensions on for each four.
-        bits: of a piece's code: 4, or 8, which say more for their bytes and are slower.
-        code: `"pq"`.
+        bits: of a piece's code: 4, which None stands for, or 8, which say more for their bytes and
+            are slower.
+        code: `"pq"`, or RaBitQ (arXiv 2405.12497) of so many bits a coordinate: `"rabitq1"`,
+            `"rabitq2"` or `"rabitq4"`, which has neither `subvectors` nor `bits`. Nothing is learnt
+            for it but lists, and it does not mind vectors unlike those that lists were learnt from.
         rerank: what the best are measured by: vectors, stored as `dtype` (`"auto"`), or as `"f16"`
             where that is `"f32"`; or codes of them of so many bits a coordinate (`"rabitq8"`,
             `"rabitq4"`, ...), by which results are ranked and whose estimates they carry; or None:
@@ -694,6 +697,8 @@ class IVFPQ(Index):
             `add`; it does not train itself anew, and `rebalance` leaves it as it is.
         anisotropic: whether codes under `"ip"` and `"cosine"` are chosen for what they say of near
             queries (arXiv 1908.10396).
+        opq: whether vectors are rotated before they are cut into pieces, as is learnt at training
+            for codes that miss less (OPQ, Ge et al., TPAMI 2014); up to 1,024 dimensions.
         spill: whether vectors have a second entry, in a list that tells of them what the nearest
             does not (SOAR, arXiv 2404.00774): codes take twice the space, and searches find as much
             in fewer lists, the more so the more dimensions there are.
@@ -713,7 +718,7 @@ class IVFPQ(Index):
     """
 
     __slots__ = ()
-    _parameters = ("lists", "subvectors", "bits", "rerank")
+    _parameters = ("lists", "subvectors", "bits", "code", "rerank")
 
     def __init__(
         self,
@@ -723,19 +728,19 @@ class IVFPQ(Index):
         dtype: DType = "f32",
         lists: SupportsIndex | None = None,
         subvectors: SupportsIndex | None = None,
-        bits: SupportsIndex = 4,
-        code: Literal["pq"] = "pq",
+        bits: SupportsIndex | None = None,
+        code: Literal["pq", "rabitq1", "rabitq2", "rabitq4"] = "pq",
         rerank: Rerank | None = "auto",
         anisotropic: bool = True,
+        opq: bool = False,
         spill: bool = False,
         seed: SupportsIndex = 0,
     ) -> None:
-        if code != "pq":
-            raise InputError(f"code = {code!r} is not allowed: 'pq'")
-        measures = (lists, subvectors, bits)
+        measures = [lists, subvectors, bits]
         row_code_bits = next((bits for code, bits in _CODES.items() if code == rerank), None)
-        kept = (rerank if row_code_bits is None else None, row_code_bits, anisotropic, spill)
-        self._engine = Engine.ivfpq(dim, metric, dtype, measures, kept, seed)
+        stored = rerank if row_code_bits is None else None
+        kept = (stored, row_code_bits, anisotropic, opq, spill)
+        self._engine = Engine.ivfpq(dim, metric, dtype, measures, kept, code, seed)
 
     @property
     def lists(self) -> int:
@@ -744,13 +749,13 @@ class IVFPQ(Index):
 
     @property
     def subvectors(self) -> int:
-        """Pieces of a vector that have a code each."""
+        """Pieces of a vector that have a code each; 0 with RaBitQ."""
         subvectors: int = self._engine.subvectors
         return subvectors
 
     @property
     def bits(self) -> int:
-        """Bits of a piece's code."""
+        """Bits of a piece's code, or with RaBitQ of a coordinate."""
         return self._engine.code_bits or 4
 
     @property
@@ -759,6 +764,17 @@ class IVFPQ(Index):
         bits = self._engine.row_code_bits
         vectors: DType | None = self._engine.vectors
         return _code(bits) if bits else vectors
+
+    @property
+    def code(self) -> Literal["pq", "rabitq1", "rabitq2", "rabitq4"]:
+        """What codes are."""
+        code: Literal["pq", "rabitq1", "rabitq2", "rabitq4"] = self._engine.code
+        return code
+
+    @property
+    def opq(self) -> bool:
+        """Whether vectors are rotated before they are cut into pieces."""
+        return self._engine.opq
 
     @property
     def defaults(self) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{Addends, BLOCK, Block, FULL, Functions, Halves, Line, Sums, Terms, functions};
+use super::{
+    Addends, BLOCK, Block, FULL, Factors, Functions, Halves, Line, Sums, Terms, functions,
+};
 
 functions!(Codes, "avx2,f16c");
 
@@ -134,6 +136,13 @@ impl Sums for Codes {
 
     #[inline]
     #[target_feature(enable = "avx2")]
+    unsafe fn then_few(self, plane: &[u8], tables: &[u8]) -> Codes {
+        // SAFETY: the caller's; four entries are 4 * 63 at most.
+        unsafe { self.plus::<4>(plane, tables) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
     unsafe fn store(self, out: &mut [u32; BLOCK]) {
         for (sums, out) in self.0.into_iter().zip(out.as_chunks_mut::<8>().0) {
             // SAFETY: eight integers are as large as the vector.
@@ -170,6 +179,37 @@ impl Sums for Codes {
             below |= (_mm256_movemask_ps(less) as u32) << at;
             // SAFETY: as above.
             unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(at), estimates) };
+        }
+        below
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scaled(
+        self,
+        factors: Factors<'_>,
+        line: Line,
+        offset: f32,
+        out: &mut [f32; BLOCK],
+    ) -> u32 {
+        let mut below = 0;
+        for (i, sums) in self.0.into_iter().enumerate() {
+            let at = 8 * i;
+            // SAFETY: number `at` and the 7 behind it are within each array.
+            let (add, mul) = unsafe {
+                (
+                    _mm256_loadu_ps(factors.add.as_ptr().cast::<f32>().add(at)),
+                    _mm256_loadu_ps(factors.mul.as_ptr().cast::<f32>().add(at)),
+                )
+            };
+            let scaled = _mm256_mul_ps(_mm256_set1_ps(line.delta), _mm256_cvtepi32_ps(sums));
+            let dots = _mm256_add_ps(scaled, _mm256_set1_ps(offset));
+            let from = _mm256_add_ps(_mm256_set1_ps(line.base), add);
+            let distances = _mm256_add_ps(from, _mm256_mul_ps(mul, dots));
+            let less = _mm256_cmp_ps::<_CMP_LT_OQ>(distances, _mm256_set1_ps(line.bound));
+            below |= (_mm256_movemask_ps(less) as u32) << at;
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(at), distances) };
         }
         below
     }

@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::{
-    Addends, BLOCK, Block, FULL, Functions, Halves, Line, NO_ADDENDS, Sums, Terms, functions,
+    Addends, BLOCK, Block, FULL, Factors, Functions, Halves, Line, NO_ADDENDS, Sums, Terms,
+    functions,
 };
 
 functions!(Codes, "avx512f,avx512bw,avx512vl");
@@ -149,6 +150,13 @@ impl Sums for Codes {
     }
 
     #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn then_few(self, plane: &[u8], tables: &[u8]) -> Codes {
+        // SAFETY: the caller's; four entries are 4 * 63 at most.
+        unsafe { self.plus::<4>(plane, tables) }
+    }
+
+    #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn store(self, out: &mut [u32; BLOCK]) {
         for (sums, out) in self.0.into_iter().zip(out.as_chunks_mut::<16>().0) {
@@ -186,6 +194,37 @@ impl Sums for Codes {
             below |= u32::from(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(estimates, bound)) << at;
             // SAFETY: as above.
             unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(at), estimates) };
+        }
+        below
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn scaled(
+        self,
+        factors: Factors<'_>,
+        line: Line,
+        offset: f32,
+        out: &mut [f32; BLOCK],
+    ) -> u32 {
+        let mut below = 0;
+        for (i, sums) in self.0.into_iter().enumerate() {
+            let at = 16 * i;
+            // SAFETY: number `at` and the 15 behind it are within each array.
+            let (add, mul) = unsafe {
+                (
+                    _mm512_loadu_ps(factors.add.as_ptr().cast::<f32>().add(at)),
+                    _mm512_loadu_ps(factors.mul.as_ptr().cast::<f32>().add(at)),
+                )
+            };
+            let scaled = _mm512_mul_ps(_mm512_set1_ps(line.delta), _mm512_cvtepi32_ps(sums));
+            let dots = _mm512_add_ps(scaled, _mm512_set1_ps(offset));
+            let from = _mm512_add_ps(_mm512_set1_ps(line.base), add);
+            let distances = _mm512_add_ps(from, _mm512_mul_ps(mul, dots));
+            let bound = _mm512_set1_ps(line.bound);
+            below |= u32::from(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(distances, bound)) << at;
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(at), distances) };
         }
         below
     }

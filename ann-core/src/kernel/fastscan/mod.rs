@@ -62,6 +62,15 @@ pub type Addends = [u8; 4 * BLOCK];
 /// What codes that need no addend of their own are given.
 pub const NO_ADDENDS: Addends = [0; 4 * BLOCK];
 
+/// What turns a code's dot product with a query into a distance, a number for each code.
+#[derive(Clone, Copy)]
+pub struct Factors<'a> {
+    /// What is added to the query's distance to the centre.
+    pub add: &'a Addends,
+    /// What the dot product is multiplied by.
+    pub mul: &'a Addends,
+}
+
 /// The numbers of a distance that all codes share: `(base + addend) + delta * sum`.
 #[derive(Clone, Copy)]
 struct Line {
@@ -103,9 +112,13 @@ struct Functions {
     estimates: unsafe fn(&Block<'_>, &[u8], Terms, &mut [f32; BLOCK]) -> u32,
     /// `distances(codes, tables, addends, line, out)`
     distances: Distances,
+    /// `scaled(codes, tables, factors, (line, offset), out)`
+    scaled: Scaled,
 }
 
 type Distances = unsafe fn(&[u8], &[u8], Option<&Addends>, Line, &mut [f32; BLOCK]) -> u32;
+
+type Scaled = unsafe fn(&[u8], &[u8], Factors<'_>, (Line, f32), &mut [f32; BLOCK]) -> u32;
 
 /// The scan, by one instruction set.
 #[derive(Clone, Copy)]
@@ -198,6 +211,35 @@ impl FastScan {
         // SAFETY: `with_isa` checked the instruction set, and the lengths are equal.
         unsafe { (self.functions.distances)(codes, lookups, addends, line, out) }
     }
+
+    /// The distances of a block of codes of some bits a coordinate, laid out as [`estimates`](FastScan::estimates) has
+    /// them: `base + add + mul * d`, where `d` is about the dot product of the code's levels and a query, which `tables`
+    /// have for one bit a coordinate, a half up or down. Returns a bit for each code whose distance is below `bound`.
+    ///
+    /// # Panics
+    /// If the block does not have 1 to 8 planes as long as the tables.
+    #[must_use]
+    pub fn scaled(
+        &self,
+        codes: &[u8],
+        tables: &Tables,
+        factors: Factors<'_>,
+        base: f32,
+        bound: f32,
+        out: &mut [f32; BLOCK],
+    ) -> u32 {
+        let lookups = tables.bytes();
+        let planes = codes.len() / lookups.len().max(1);
+        assert!((1..=usize::from(MAX_BITS)).contains(&planes), "codes of {planes} bits");
+        assert_eq!(codes.len(), planes * lookups.len(), "planes as long as the tables");
+        // Planes weigh so much together, and so often is what the tables' zeros stand for missing.
+        let weight = ((1u32 << planes) - 1) as f32;
+        let line = Line { delta: tables.delta(), base, bound };
+        // SAFETY: `with_isa` checked the instruction set, and the lengths are multiples of the tables'.
+        unsafe {
+            (self.functions.scaled)(codes, lookups, factors, (line, weight * tables.bias()), out)
+        }
+    }
 }
 
 impl Default for FastScan {
@@ -221,6 +263,8 @@ trait Sums: Copy {
     unsafe fn zero() -> Self;
     /// Twice `self` plus the sums of a plane. `tables` is as long as `plane`, and padded to whole cache lines.
     unsafe fn then(self, plane: &[u8], tables: &[u8]) -> Self;
+    /// [`then`](Sums::then) with entries of [`MAX_ENTRY`] at most.
+    unsafe fn then_few(self, plane: &[u8], tables: &[u8]) -> Self;
     /// The sums, in the order of the codes.
     unsafe fn store(self, out: &mut [u32; BLOCK]);
     /// Estimates from sums below 2^31, and which of them are below the bound. Products are rounded before they are
@@ -230,6 +274,15 @@ trait Sums: Copy {
         add: &Halves,
         mul: &Halves,
         terms: Terms,
+        out: &mut [f32; BLOCK],
+    ) -> u32;
+    /// Distances from sums below 2^31 whose codes have factors, and which of them are below the bound; rounded as
+    /// estimates are.
+    unsafe fn scaled(
+        self,
+        factors: Factors<'_>,
+        line: Line,
+        offset: f32,
         out: &mut [f32; BLOCK],
     ) -> u32;
     /// Distances from the sums of codes, and which of them are below the bound; rounded as estimates are. If none is,
@@ -271,11 +324,32 @@ unsafe fn estimates<S: Sums>(
     }
 }
 
+/// # Safety
+/// As for [`Functions`].
+#[inline(always)]
+unsafe fn scaled<S: Sums>(
+    codes: &[u8],
+    tables: &[u8],
+    factors: Factors<'_>,
+    (line, offset): (Line, f32),
+    out: &mut [f32; BLOCK],
+) -> u32 {
+    // The sum over all planes is below 255 * 63 * 16,384 < 2^31.
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = S::zero();
+        for plane in codes.chunks_exact(tables.len()) {
+            sums = sums.then_few(plane, tables);
+        }
+        sums.scaled(factors, line, offset, out)
+    }
+}
+
 /// Gives an instruction set's module its `FUNCTIONS`, from its type of sums.
 macro_rules! functions {
     ($sums:ty, $features:literal) => {
         /// The entry points. The machine must have this instruction set.
-        pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances };
+        pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances, scaled };
 
         #[target_feature(enable = $features)]
         unsafe fn scan(plane: &[u8], tables: &[u8], out: &mut [u32; BLOCK]) {
@@ -305,6 +379,18 @@ macro_rules! functions {
             // SAFETY: the caller's; the instruction set is this function's own. There are at most 65,536
             // sub-quantizers.
             unsafe { <$sums as Sums>::distances(codes, tables, addends, line, out) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn scaled(
+            codes: &[u8],
+            tables: &[u8],
+            factors: super::Factors<'_>,
+            terms: (Line, f32),
+            out: &mut [f32; BLOCK],
+        ) -> u32 {
+            // SAFETY: the caller's; the instruction set is this function's own.
+            unsafe { super::scaled::<$sums>(codes, tables, factors, terms, out) }
         }
     };
 }

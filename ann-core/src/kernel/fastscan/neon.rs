@@ -3,7 +3,8 @@
 use std::arch::aarch64::*;
 
 use super::{
-    Addends, BLOCK, Block, FULL, Functions, Halves, Line, NO_ADDENDS, SUB, Sums, Terms, functions,
+    Addends, BLOCK, Block, FULL, Factors, Functions, Halves, Line, NO_ADDENDS, SUB, Sums, Terms,
+    functions,
 };
 
 functions!(Codes, "neon");
@@ -55,6 +56,13 @@ impl Sums for Codes {
 
     #[inline]
     #[target_feature(enable = "neon")]
+    unsafe fn then_few(self, plane: &[u8], tables: &[u8]) -> Codes {
+        // SAFETY: the caller's.
+        unsafe { self.then(plane, tables) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
     unsafe fn store(self, out: &mut [u32; BLOCK]) {
         for (sums, out) in self.0.into_iter().zip(out.as_chunks_mut::<4>().0) {
             // SAFETY: four integers are as large as the vector.
@@ -90,6 +98,38 @@ impl Sums for Codes {
             below |= vaddvq_u32(vandq_u32(less, weights)) << at;
             // SAFETY: as above.
             unsafe { vst1q_f32(out.as_mut_ptr().add(at), estimates) };
+        }
+        below
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn scaled(
+        self,
+        factors: Factors<'_>,
+        line: Line,
+        offset: f32,
+        out: &mut [f32; BLOCK],
+    ) -> u32 {
+        let weights = vcombine_u32(vcreate_u32(1 | 2 << 32), vcreate_u32(4 | 8 << 32));
+        let mut below = 0;
+        for (i, sums) in self.0.into_iter().enumerate() {
+            let at = 4 * i;
+            // SAFETY: number `at` and the 3 behind it are within each array.
+            let (add, mul) = unsafe {
+                (
+                    vreinterpretq_f32_u8(vld1q_u8(factors.add.as_ptr().add(4 * at))),
+                    vreinterpretq_f32_u8(vld1q_u8(factors.mul.as_ptr().add(4 * at))),
+                )
+            };
+            let scaled = vmulq_f32(vdupq_n_f32(line.delta), vcvtq_f32_u32(sums));
+            let dots = vaddq_f32(scaled, vdupq_n_f32(offset));
+            let from = vaddq_f32(vdupq_n_f32(line.base), add);
+            let distances = vaddq_f32(from, vmulq_f32(mul, dots));
+            let less = vcltq_f32(distances, vdupq_n_f32(line.bound));
+            below |= vaddvq_u32(vandq_u32(less, weights)) << at;
+            // SAFETY: as above.
+            unsafe { vst1q_f32(out.as_mut_ptr().add(at), distances) };
         }
         below
     }

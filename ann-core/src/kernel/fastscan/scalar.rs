@@ -2,10 +2,10 @@
 
 use half::f16;
 
-use super::{Addends, BLOCK, Block, Functions, Line, NO_ADDENDS, SUB, Terms};
+use super::{Addends, BLOCK, Block, Factors, Functions, Line, NO_ADDENDS, SUB, Terms};
 
 /// The entry points.
-pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances };
+pub(super) const FUNCTIONS: Functions = Functions { scan, estimates, distances, scaled };
 
 fn scan(plane: &[u8], tables: &[u8], out: &mut [u32; BLOCK]) {
     *out = [0; BLOCK];
@@ -51,6 +51,28 @@ fn distances(
     let mut below = 0;
     for (i, (sum, addend)) in sums.into_iter().zip(addends.as_chunks().0).enumerate() {
         out[i] = (line.base + f32::from_le_bytes(*addend)) + line.delta * sum as f32;
+        below |= u32::from(out[i] < line.bound) << i;
+    }
+    below
+}
+
+fn scaled(
+    codes: &[u8],
+    tables: &[u8],
+    factors: Factors<'_>,
+    (line, offset): (Line, f32),
+    out: &mut [f32; BLOCK],
+) -> u32 {
+    let mut sums = [0; BLOCK];
+    for plane in codes.chunks_exact(tables.len()) {
+        sums = sums.map(|sum| 2 * sum);
+        add(plane, tables, &mut sums);
+    }
+    let mut below = 0;
+    for i in 0..BLOCK {
+        let number = |bytes: &Addends| f32::from_le_bytes(bytes.as_chunks().0[i]);
+        let dot = line.delta * sums[i] as f32 + offset;
+        out[i] = (line.base + number(factors.add)) + number(factors.mul) * dot;
         below |= u32::from(out[i] < line.bound) << i;
     }
     below

@@ -166,8 +166,63 @@ fn check_tables(subs: usize, start: usize, size: f32, seed: u64) {
     }
 }
 
+/// Distances of random codes of some bits a coordinate that begin at an odd place.
+fn check_scaled(dim: usize, planes: u8, start: usize, size: f32, seed: u64) {
+    let buffer = bytes(seed, start + usize::from(planes) * plane_bytes(dim));
+    let codes = &buffer[start..];
+    let query = floats(seed, dim, size);
+    let entry = |four: &[f32], n: usize| -> f32 {
+        four.iter().enumerate().map(|(i, q)| if n >> i & 1 == 1 { 0.5 * q } else { -0.5 * q }).sum()
+    };
+    let entries: Vec<[f32; SUB]> =
+        query.chunks(4).map(|four| std::array::from_fn(|n| entry(four, n))).collect();
+    let mut tables = Tables::default();
+    tables.fill(&entries);
+    let numbers = |seed| {
+        let (mut bytes, values) = (NO_ADDENDS, floats(seed, BLOCK, 2.0));
+        for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(&values) {
+            *bytes = value.to_le_bytes();
+        }
+        (bytes, values)
+    };
+    let ((add, adds), (mul, muls)) = (numbers(!seed), numbers(seed ^ 77));
+    let factors = Factors { add: &add, mul: &mul };
+    let mut right = [f32::NAN; BLOCK];
+    let _ = scalar().scaled(codes, &tables, factors, 0.5, 0.0, &mut right);
+    let bound = right[seed as usize % BLOCK];
+    let mask = scalar().scaled(codes, &tables, factors, 0.5, bound, &mut right);
+    let most = f64::from((1u32 << planes) - 1);
+    for slot in 0..BLOCK {
+        assert_eq!(mask >> slot & 1 == 1, right[slot] < bound);
+        let mut code = vec![0; dim];
+        get(codes, planes, slot, &mut code);
+        let terms = code.iter().zip(&query);
+        let dot: f64 = terms.map(|(&u, &q)| (f64::from(u) - most / 2.0) * f64::from(q)).sum();
+        let exact = f64::from(adds[slot]) + f64::from(muls[slot]) * dot + 0.5;
+        // An entry is off by half a unit at most, and floats by their rounding.
+        let units = f64::from(tables.delta()) * 0.51 + f64::from(size) * 1e-5;
+        let slack = 2.0 * most * units * dim as f64 / 4.0 + 1e-5;
+        assert!((f64::from(right[slot]) - exact).abs() <= slack, "{} for {exact}", right[slot]);
+    }
+    for scan in others() {
+        for bound in [bound, f32::NEG_INFINITY] {
+            let mut got = [f32::NAN; BLOCK];
+            let got_mask = scan.scaled(codes, &tables, factors, 0.5, bound, &mut got);
+            let mask = if bound.is_finite() { mask } else { 0 };
+            assert_eq!((self::bits(&got), got_mask), (self::bits(&right), mask), "{scan:?}, {dim}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn scaled_distances_agree_to_the_last_bit(
+        steps in 1usize..=300, planes in 1u8..=4, start in 0usize..64, exponent in -10i32..=10, seed: u64
+    ) {
+        check_scaled(8 * steps, planes, start, 10f32.powi(exponent), seed);
+    }
 
     #[test]
     fn tables_agree_to_the_last_bit(subs in 1usize..=600, start in 0usize..64, exponent in -20i32..=18, seed: u64) {
