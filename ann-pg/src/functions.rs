@@ -85,14 +85,16 @@ fn alone<R>(index: pg_sys::Relation, what: impl FnOnce() -> R) -> R {
     answer
 }
 
-fn stats_of<M: Method>(index: pg_sys::Relation) -> Stats {
+/// What an index is made of, and how many lists it has.
+fn stats_of<M: Method>(index: pg_sys::Relation) -> (Stats, usize) {
     // SAFETY: the index is open and of the method.
     let mut graph = unsafe { handle::take::<M>(index) };
     graph.refresh().or_report();
-    alone(index, || graph.stats()).or_report()
+    alone(index, || Ok((graph.stats()?, M::lists(&graph)?))).or_report()
 }
 
-/// What an index is made of and how large it is.
+/// What an index is made of and how large it is. New columns come last: with the script of an older version, whose
+/// function has fewer, they are left out.
 #[pg_extern(sql = false)]
 #[expect(clippy::type_complexity, reason = "the columns of a row")]
 fn index_stats(
@@ -112,9 +114,10 @@ fn index_stats(
         name!(layout, String),
         name!(bytes, i64),
         name!(instruction_set, String),
+        name!(lists, i32),
     ),
 > {
-    let stats = with_index!(index, relation, M, stats_of::<M>(relation));
+    let (stats, lists) = with_index!(index, relation, M, stats_of::<M>(relation));
     TableIterator::once((
         stats.kind.to_string(),
         stats.len as i64,
@@ -128,6 +131,7 @@ fn index_stats(
         stats.layout.to_string(),
         stats.bytes as i64,
         stats.instruction_set,
+        lists as i32,
     ))
 }
 

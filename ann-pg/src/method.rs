@@ -63,6 +63,11 @@ pub trait Method: Sized + 'static {
     /// Records that a search reads in an index of so many rows, each on a page of its own.
     fn records(rows: f64) -> f64;
 
+    /// Its lists; a graph has none, nor has an index that is not trained.
+    fn lists(_index: &Self::Beside) -> Result<usize> {
+        Ok(0)
+    }
+
     /// Whether a vacuum is to sweep an index of so many vectors and tombstones. Graphs wait until that is worth it.
     fn sweep_is_due(live: usize, dead: usize) -> bool {
         dead > 0 && dead * SHARE >= live + dead
@@ -233,6 +238,10 @@ impl Method for AnnIvfPq {
         };
         let measured = if RERANK.get() > 0 { f64::from(RERANK.get()) } else { MEASURED };
         probes.min(lists) * (1.0 + rows / lists / BLOCK) + measured
+    }
+
+    fn lists(index: &IvfPq<PgStore>) -> Result<usize> {
+        index.lists()
     }
 
     /// Always: lists may be out of shape, or too few.

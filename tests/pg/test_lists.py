@@ -34,6 +34,7 @@ def test_lists_come_with_rows(db: Db) -> None:
     verify(db)
     fill(db, "t", rows)
     assert value(db, LISTS) > 10
+    assert value(db, "SELECT lists FROM ann.index_stats('i')") == value(db, LISTS)
     verify(db)
 
 
@@ -56,6 +57,7 @@ def test_a_vacuum_learns_what_inserts_leave_to_it(db: Db) -> None:
 def test_only_its_own_indexes_have_lists(db: Db) -> None:
     table(db, clustered(300, DIM, 6))
     index(db, "ann_hnsw")
+    assert value(db, "SELECT lists FROM ann.index_stats('i')") == 0
     for name in ("i", "t_pkey", "t"):
         with pytest.raises(psycopg.errors.WrongObjectType, match="index"):
             value(db, "SELECT ann.index_lists(%s)", name)

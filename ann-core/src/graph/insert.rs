@@ -259,7 +259,8 @@ impl<'a, T: Element> Insertion<'a, T> {
                 .map_init(
                     || (index.scratch(), Pruner::default()),
                     |(scratch, pruner), route| {
-                        plan_node(index, &batch[route.at as usize], route, scratch, pruner, ask)
+                        let at = (&batch[route.at as usize], route);
+                        plan_node(index, at, index.shape.pool, scratch, pruner, ask)
                     },
                 )
                 .collect()

@@ -103,11 +103,12 @@ pub(super) fn route<S: PageStore>(
     Ok(Route { nodes, at })
 }
 
-/// Finds the neighbours of a staged row at each of its levels. `ask` prepares it as the scratch's probe.
+/// Finds the neighbours of a staged row at each of its levels, among `pool` candidates. `ask` prepares it as the
+/// scratch's probe.
 pub(super) fn plan_node<S: PageStore, K: Topology>(
     index: &Graph<S, K>,
-    staged: &Staged,
-    route: &Route,
+    (staged, route): (&Staged, &Route),
+    pool: usize,
     scratch: &mut Scratch,
     pruner: &mut Pruner,
     ask: &(impl Fn(&Staged, &mut Scratch) -> Result<()> + Sync),
@@ -121,7 +122,7 @@ pub(super) fn plan_node<S: PageStore, K: Topology>(
         });
     };
     if index.shape.fused.is_some() {
-        return plan_by_codes(index, staged, scratch, pruner);
+        return plan_by_codes(index, staged, pool, scratch, pruner);
     }
     let mut lists = vec![Vec::new(); 1 + staged.level as usize];
     match top > staged.level {
@@ -132,9 +133,8 @@ pub(super) fn plan_node<S: PageStore, K: Topology>(
         false if top == 0 => start_from_sample(index, staged.id, start, scratch)?,
         false => scratch.batch.score_only(rows, &scratch.probe, start)?,
     }
-    let ef = index.shape.pool;
     for level in (0..=top.min(staged.level)).rev() {
-        scratch.pool.reset(ef, f32::NEG_INFINITY, false);
+        scratch.pool.reset(pool, f32::NEG_INFINITY, false);
         if rows.meta.tombstones.get() == 0 {
             search_level(rows, scratch, level, &mut |_| Ok(true))?;
         } else {
@@ -162,11 +162,12 @@ pub(super) fn plan_node<S: PageStore, K: Topology>(
 fn plan_by_codes<S: PageStore, K: Topology>(
     index: &Graph<S, K>,
     staged: &Staged,
+    pool: usize,
     scratch: &mut Scratch,
     pruner: &mut Pruner,
 ) -> Result<Planned> {
     // Estimates pass over some of the nearest: half as many candidates again make up for it.
-    let (rows, ef) = (&index.rows, index.shape.pool + index.shape.pool / 2);
+    let (rows, ef) = (&index.rows, pool + pool / 2);
     rows.row(staged.id, &mut scratch.row)?;
     index.search_pool(scratch, &Matcher::All, (ef, ef), f32::NEG_INFINITY, false)?;
     let mut list = candidates(&scratch.found);
@@ -260,24 +261,48 @@ pub(super) fn merge<S: PageStore, K: Topology>(
     if kept.clone().count() + sources.len() <= width {
         return Ok(kept.chain(sources.iter().map(Candidate::link)).collect());
     }
+    let mut candidates = measured(index, node, kept, sources, scratch, pruner)?;
+    reduce(index, &mut candidates, width, pruner)?;
+    Ok(candidates.iter().map(Candidate::link).collect())
+}
+
+/// What a node's list is to be chosen from, nearest first: links that it has, and `sources`. Their rows are copied.
+pub(super) fn measured<S: PageStore, K: Topology>(
+    index: &Graph<S, K>,
+    node: u32,
+    links: impl Iterator<Item = u32> + Clone,
+    sources: &[Candidate],
+    scratch: &mut Scratch,
+    pruner: &mut Pruner,
+) -> Result<Vec<Candidate>> {
     let rows = &index.rows;
-    rows.row_probe(node, &mut scratch.row, &mut scratch.probe)?;
-    scratch.batch.ids.clear();
-    scratch.batch.ids.extend(kept.clone().map(target));
-    let all = scratch.batch.ids.iter().copied().chain(sources.iter().map(|source| source.id));
-    pruner.copies.take(rows, all, &mut scratch.row)?;
-    pruner.copies.score(rows, &scratch.probe, &mut scratch.batch)?;
-    let mut candidates: Vec<Candidate> = kept
-        .zip(&scratch.batch.distances)
+    let Scratch { batch, probe, row, .. } = scratch;
+    batch.ids.clear();
+    batch.ids.extend(links.clone().map(target));
+    let all = batch.ids.iter().copied().chain(sources.iter().map(|source| source.id));
+    pruner.copies.take(rows, all, row)?;
+    pruner.copies.probe(rows, node, row, probe)?;
+    pruner.copies.score(rows, probe, batch)?;
+    let mut candidates: Vec<Candidate> = links
+        .zip(&batch.distances)
         .map(|(link, &distance)| Candidate { distance, id: target(link), tree: link & TREE != 0 })
         .chain(sources.iter().copied())
         .collect();
     candidates.sort_unstable_by(Candidate::order);
+    Ok(candidates)
+}
+
+/// Chooses a list from [`measured`] candidates that are too many.
+pub(super) fn reduce<S: PageStore, K: Topology>(
+    index: &Graph<S, K>,
+    candidates: &mut Vec<Candidate>,
+    width: usize,
+    pruner: &mut Pruner,
+) -> Result<()> {
     match candidates.len() <= width + width / 4 {
-        true => pruner.thin(rows, &mut candidates, width)?,
-        false => pruner.select(rows, &mut candidates, width)?,
+        true => pruner.thin(&index.rows, candidates, width),
+        false => pruner.select(&index.rows, candidates, width),
     }
-    Ok(candidates.iter().map(Candidate::link).collect())
 }
 
 /// Chooses the parent of a new node, which links to `bottom`, and marks the link to it there.

@@ -41,7 +41,6 @@ pub(crate) struct Pruner {
     row: Vec<u8>,
     pub copies: Copies,
     batch: Batch,
-    kept: Vec<u32>,
     left_out: Vec<Candidate>,
 }
 
@@ -116,9 +115,7 @@ impl Pruner {
         while candidates.len() > limit && at > 0 {
             at -= 1;
             let candidate = candidates[at];
-            self.kept.clear();
-            self.kept.extend(candidates[..at].iter().map(|nearer| nearer.id));
-            if !candidate.tree && !self.is_new_direction(rows, &candidate)? {
+            if !candidate.tree && self.is_covered(rows, candidates, at)? {
                 candidates.remove(at);
             }
         }
@@ -130,27 +127,29 @@ impl Pruner {
         Ok(())
     }
 
-    /// Whether no kept candidate is nearer to this one than the node is.
-    fn is_new_direction<S: PageStore>(
+    /// Whether one of the candidates before the one at a place is nearer to that than the node is.
+    pub(crate) fn is_covered<S: PageStore>(
         &mut self,
         rows: &Rows<S>,
-        candidate: &Candidate,
+        candidates: &[Candidate],
+        at: usize,
     ) -> Result<bool> {
-        if self.kept.is_empty() {
-            return Ok(true);
+        let (nearer, candidate) = (&candidates[..at], &candidates[at]);
+        if nearer.is_empty() {
+            return Ok(false);
         }
         let spread = rows.meta.spread();
         self.copies.probe(rows, candidate.id, &mut self.row, &mut self.probe)?;
-        for group in self.kept.chunks(GROUP) {
+        for group in nearer.chunks(GROUP) {
             self.batch.ids.clear();
-            self.batch.ids.extend_from_slice(group);
+            self.batch.ids.extend(group.iter().map(|nearer| nearer.id));
             self.copies.score(rows, &self.probe, &mut self.batch)?;
             let mut distances = self.batch.distances.iter();
             if distances.any(|&between| covers(between * spread, candidate.distance)) {
-                return Ok(false);
+                return Ok(true);
             }
         }
-        Ok(true)
+        Ok(false)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::shared::SharedIndex;
 use super::apply::Beside;
 use super::index::{Graph, Topology, level_of};
 use super::insert::Staged;
-use super::plan::{Planned, choose_parent, merge, plan_node, route};
+use super::plan::{Planned, choose_parent, measured, plan_node, reduce, route};
 use super::query::{entry, place};
 use super::repair::Sweep;
 use super::search::Scratch;
@@ -60,8 +60,9 @@ impl<S: PageStore, K: Topology> SharedIndex for Graph<S, K> {
         self.put_code(id, &row, &mut Workshop::default())?;
         let staged = Staged { row: 0, id, level, upper };
         let node = Node::new(key, State::Live, level, upper);
+        let mut pruner = Pruner::default();
         let lists = loop {
-            match self.try_to_place(vector, &staged, node) {
+            match self.try_to_place(vector, &staged, node, &mut pruner) {
                 Ok(Some(lists)) => break lists,
                 Ok(None) => self.rows.refresh()?,
                 Err(error) if self.rows.was_outdated(&error)? => {}
@@ -70,7 +71,7 @@ impl<S: PageStore, K: Topology> SharedIndex for Graph<S, K> {
         };
         for (level, list) in (0..).zip(&lists) {
             for candidate in list {
-                self.link_back(id, level, candidate)?;
+                self.link_back(id, level, candidate, &mut pruner)?;
             }
         }
         Ok(())
@@ -123,15 +124,18 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         vector: &[T],
         staged: &Staged,
         node: Node,
+        pruner: &mut Pruner,
     ) -> Result<Option<Vec<Vec<Candidate>>>> {
         let planned = {
-            let (mut scratch, mut pruner) = (self.scratch(), Pruner::default());
+            let mut scratch = self.scratch();
             let vectors = ArrayView1::from(vector).insert_axis(Axis(0));
             let ask =
                 &|staged: &Staged, scratch: &mut Scratch| self.ask_row(&vectors, staged, scratch);
             ask(staged, &mut scratch)?;
             let route = route(&self.rows, entry(&self.rows)?, 0, &mut scratch)?;
-            plan_node(self, staged, &route, &mut scratch, &mut pruner, ask)?
+            // Nobody comes after it who would choose its links anew, as a load's passes do: it has to look further.
+            let pool = self.shape.pool + self.shape.pool / 4 * 3;
+            plan_node(self, (staged, &route), pool, &mut scratch, pruner, ask)?
         };
         let mut lists = match planned {
             Planned::Node { lists, .. } => lists,
@@ -151,7 +155,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     }
 
     /// Gives a node a link to a new one at a level, if that is worth a place in its list.
-    fn link_back(&mut self, id: u32, level: u8, to: &Candidate) -> Result<()> {
+    fn link_back(&mut self, id: u32, level: u8, to: &Candidate, pruner: &mut Pruner) -> Result<()> {
         let width = self.width(level);
         let source = Candidate { distance: to.distance, id, tree: to.tree };
         loop {
@@ -163,9 +167,20 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
                 return Ok(());
             }
             let (array, record) = place(&self.rows, to.id, level)?;
-            let list = {
-                let (mut scratch, mut pruner) = (self.scratch(), Pruner::default());
-                merge(self, to.id, array, &now, &[source], &mut scratch, &mut pruner)?
+            let list: Vec<u32> = match now.len() < width {
+                true => now.iter().copied().chain([source.link()]).collect(),
+                false => {
+                    let mut scratch = self.scratch();
+                    let links = now.iter().copied();
+                    let mut list = measured(self, to.id, links, &[source], &mut scratch, pruner)?;
+                    // A node that a nearer neighbour leads to is not worth the write.
+                    let at = list.iter().position(|candidate| candidate.id == id).unwrap_or(0);
+                    if !source.tree && pruner.is_covered(&self.rows, &list, at)? {
+                        return Ok(());
+                    }
+                    reduce(self, &mut list, width, pruner)?;
+                    list.iter().map(Candidate::link).collect()
+                }
             };
             if list.iter().all(|&link| target(link) != id) {
                 return Ok(());

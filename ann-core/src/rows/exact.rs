@@ -1,6 +1,7 @@
 //! Exact search: score every one of a list of slots, many at a time.
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use crate::error::{Error, Result};
 use crate::page::PageStore;
@@ -75,6 +76,9 @@ impl Batch {
     }
 }
 
+/// Bytes of copies beyond which the next ones take the place of all.
+const COPIED: usize = 4 << 20;
+
 /// Copies of a few rows whose distances to one another are wanted: of many reads of a page that has to be pinned each
 /// time, one is left. There are none where rows lie in one piece of memory.
 #[derive(Default)]
@@ -85,22 +89,26 @@ pub(crate) struct Copies {
 }
 
 impl Copies {
-    /// Replaces the copies by those of these rows, where that is of use.
+    /// Sees to it that there are copies of these rows, where that is of use. None may change while they are kept.
     pub(crate) fn take<S: PageStore>(
         &mut self,
         rows: &Rows<S>,
         ids: impl Iterator<Item = u32>,
         row: &mut Vec<u8>,
     ) -> Result<()> {
-        self.bytes.clear();
-        self.places.clear();
+        if self.bytes.len() > COPIED {
+            self.bytes.clear();
+            self.places.clear();
+        }
         if rows.store.contiguous().is_some() || !rows.has_vectors() {
             return Ok(());
         }
         for id in ids {
-            rows.row(id, row)?;
-            self.places.insert(id, self.bytes.len() as u64);
-            self.bytes.extend_from_slice(row);
+            if let Entry::Vacant(place) = self.places.entry(id) {
+                rows.row(id, row)?;
+                place.insert(self.bytes.len() as u64);
+                self.bytes.extend_from_slice(row);
+            }
         }
         Ok(())
     }
