@@ -45,7 +45,7 @@ pub struct IvfPqSteps<'a, T> {
 enum Work<'a, T> {
     Add(Adding<'a, T>),
     /// What to learn from, and what to fill the lists with: vectors with these keys, or those of the index.
-    Learn(Learning, Source<'a, T>, Fill),
+    Learn(Box<Learning>, Source<'a, T>, Fill),
     Fill(Box<Filling<'a, T>>),
     Balance(Box<Balancing>),
     Compact(Compacting),
@@ -89,7 +89,7 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
             return Err(Error::parameter("rows", count, allowed));
         }
         let work = match loads {
-            true => Work::Learn(Learning::new(), source, Fill::Newborn),
+            true => Work::Learn(Box::new(Learning::new()), source, Fill::Newborn),
             false => Work::Add(Adding::new(source, replace)),
         };
         let mut steps = IvfPqSteps::new(index, pool, work)?;
@@ -116,7 +116,8 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
         if vectors.nrows() == 0 {
             return Err(Error::parameter("vectors", "0 rows", "at least 1"));
         }
-        let work = Work::Learn(Learning::new(), Source::Batch(vectors), Fill::Others);
+        let learning = Box::new(Learning::new());
+        let work = Work::Learn(learning, Source::Batch(vectors), Fill::Others);
         let mut steps = IvfPqSteps::new(index, pool, work)?;
         (steps.rows, steps.unchecked) = (vectors.nrows(), Some((vectors, 0)));
         Ok(steps)
@@ -339,7 +340,7 @@ fn retraining<'a, S: PageStore, T>(index: &IvfPq<S>) -> Result<Work<'a, T>> {
     let slots = index.rows.visible(|_| true)?;
     Ok(match slots.is_empty() {
         true => Work::Done,
-        false => Work::Learn(Learning::new(), Source::Slots(slots), Fill::Same),
+        false => Work::Learn(Box::new(Learning::new()), Source::Slots(slots), Fill::Same),
     })
 }
 
