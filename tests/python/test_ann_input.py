@@ -229,7 +229,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "lists": ("IVFPQ(4, lists=0)", "lists = 0 is not allowed: at least 1"),
     "subvectors": ("IVFPQ(4, subvectors=5)", "subvectors = 5 is not allowed: from 1 to 4"),
     "bits": ("IVFPQ(4, bits=5)", "bits = 5 is not allowed: 4 or 8"),
-    "code of lists": ("IVFPQ(4, code='rabitq')", "code = 'rabitq' is not allowed: one of pq"),
+    "code of lists": ("IVFPQ(4, code='rabitq')", "code = rabitq is not allowed: one of pq"),
     "rerank": ("IVFPQ(4, rerank='u8')", "vectors = u8 is not allowed: f32 or f16"),
     "rerank by codes": ("IVFPQ(4, rerank='rabitq3')", "dtype = rabitq3 is not allowed"),
     "seed": ("HNSW(4, seed=-1)", "seed = -1 is not allowed: at least 0"),

@@ -243,5 +243,5 @@ def test_lists_alone_are_trained_first() -> None:
         index.train(x)
     with pytest.raises(ann.InputError, match="codes of its vectors"):
         index.tune(x[:10])
-    with pytest.raises(KeyError):
-        index.get(5)
+    with pytest.raises(ann.InputError, match="codes of its vectors"):
+        index.get(7)
