@@ -84,7 +84,8 @@ impl<'a, T: Element> IvfPqSteps<'a, T> {
         let loads = !index.is_trained() && index.rows.len() == 0 && count >= train_at;
         if !index.is_trained() && !loads && !index.rows.has_rows() && count > 0 {
             let allowed = format!(
-                "at least {train_at} in the first call, or any number once the index is trained: it keeps of its vectors                  only what its lists have"
+                "at least {train_at} in the first call, or any number once the index is trained: it keeps of its \
+                 vectors only what its lists have"
             );
             return Err(Error::parameter("rows", count, allowed));
         }
