@@ -375,19 +375,16 @@ fn element(name: &'static CStr, offset: usize) -> pg_sys::relopt_parse_elt {
     pg_sys::relopt_parse_elt { optname: name.as_ptr(), opttype, offset, ..Default::default() }
 }
 
-fn vectors_element(offset: usize) -> pg_sys::relopt_parse_elt {
+/// [`element`] of one name out of several.
+fn named_element(name: &'static CStr, offset: usize) -> pg_sys::relopt_parse_elt {
     let opttype = pg_sys::relopt_type::RELOPT_TYPE_ENUM;
-    pg_sys::relopt_parse_elt { opttype, ..element(c"vectors", offset) }
+    pg_sys::relopt_parse_elt { opttype, ..element(name, offset) }
 }
 
-fn code_element(offset: usize) -> pg_sys::relopt_parse_elt {
-    let opttype = pg_sys::relopt_type::RELOPT_TYPE_ENUM;
-    pg_sys::relopt_parse_elt { opttype, ..element(c"code", offset) }
-}
-
-fn opq_element(offset: usize) -> pg_sys::relopt_parse_elt {
+/// [`element`] of yes or no.
+fn flag_element(name: &'static CStr, offset: usize) -> pg_sys::relopt_parse_elt {
     let opttype = pg_sys::relopt_type::RELOPT_TYPE_BOOL;
-    pg_sys::relopt_parse_elt { opttype, ..element(c"opq", offset) }
+    pg_sys::relopt_parse_elt { opttype, ..element(name, offset) }
 }
 
 /// `amoptions` of ann_hnsw.
@@ -397,7 +394,7 @@ pub unsafe extern "C-unwind" fn hnsw(options: pg_sys::Datum, validate: bool) -> 
         element(c"m", offset_of!(HnswOptions, m)),
         element(c"ef_construction", offset_of!(HnswOptions, ef_construction)),
         element(c"code_bits", offset_of!(HnswOptions, code_bits)),
-        vectors_element(offset_of!(HnswOptions, vectors)),
+        named_element(c"vectors", offset_of!(HnswOptions, vectors)),
     ];
     // SAFETY: the table describes HnswOptions.
     unsafe { parse::<HnswOptions>(options, validate, KINDS.get()[0], &table) }
@@ -413,7 +410,7 @@ pub unsafe extern "C-unwind" fn diskann(
         element(c"degree", offset_of!(DiskAnnOptions, degree)),
         element(c"build_list_size", offset_of!(DiskAnnOptions, build_list_size)),
         element(c"code_bits", offset_of!(DiskAnnOptions, code_bits)),
-        vectors_element(offset_of!(DiskAnnOptions, vectors)),
+        named_element(c"vectors", offset_of!(DiskAnnOptions, vectors)),
     ];
     // SAFETY: the table describes DiskAnnOptions.
     unsafe { parse::<DiskAnnOptions>(options, validate, KINDS.get()[1], &table) }
@@ -431,10 +428,10 @@ pub unsafe extern "C-unwind" fn ivfpq(
         element(c"bits", offset_of!(IvfPqOptions, bits)),
         element(c"sample", offset_of!(IvfPqOptions, sample)),
         element(c"train_at", offset_of!(IvfPqOptions, train_at)),
-        vectors_element(offset_of!(IvfPqOptions, vectors)),
+        named_element(c"vectors", offset_of!(IvfPqOptions, vectors)),
         element(c"code_bits", offset_of!(IvfPqOptions, code_bits)),
-        code_element(offset_of!(IvfPqOptions, code)),
-        opq_element(offset_of!(IvfPqOptions, opq)),
+        named_element(c"code", offset_of!(IvfPqOptions, code)),
+        flag_element(c"opq", offset_of!(IvfPqOptions, opq)),
     ];
     // SAFETY: the table describes IvfPqOptions.
     unsafe { parse::<IvfPqOptions>(options, validate, KINDS.get()[2], &table) }
