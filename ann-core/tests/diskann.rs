@@ -296,6 +296,32 @@ fn cursors() {
     assert!(recall >= 0.93, "recall {recall}");
 }
 
+/// A reader who leaves out what comes out of order finds nearly as much, however small the pools.
+#[test]
+fn cursors_come_in_order() {
+    let (set, index, exact) = pair();
+    for (list_size, least) in [(2, 0.60), (10, 0.75), (64, 0.90)] {
+        let mut sum = 0.0;
+        for query in set.queries.rows().into_iter().step_by(5) {
+            let query = query.to_vec();
+            let mut cursor = index.cursor(&query, list_size).unwrap();
+            let mut last = f32::NEG_INFINITY;
+            let mut hits = index.resume(&mut cursor, 100, Filter::None).unwrap();
+            hits.retain(|hit| {
+                let in_order = hit.distance >= last;
+                last = hit.distance.max(last);
+                in_order
+            });
+            let truth = exact.search(&query, &Search::new(100)).unwrap();
+            let truth: Vec<f32> = truth.iter().map(|hit| hit.distance).collect();
+            sum += common::recall(&hits, &truth, 100);
+        }
+        let recall = sum / 100.0;
+        println!("{list_size}: {recall}");
+        assert!(recall >= least, "list_size {list_size}: recall {recall}");
+    }
+}
+
 /// A list_size below `k`: as many hits as there are, at their exact distances, the same one by one and in batches, of
 /// the filter's keys only, and the fewer hops the smaller it is.
 #[test]

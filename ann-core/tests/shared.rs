@@ -233,6 +233,27 @@ fn an_old_handle_goes_on() {
     assert_eq!(old.len(), 501);
 }
 
+/// A search that is not to go on gives back as many as it keeps candidates, and more of them than one that is.
+#[test]
+fn only_hits_are_all_that_a_pool_holds() {
+    let (store, rows) = (store(), rows());
+    diskann(store.clone(), Metric::L2sq);
+    let mut index = DiskAnn::open_in(store).unwrap();
+    for row in 0..600 {
+        index.insert_one(&rows.row(row).to_vec(), row as u64).unwrap();
+    }
+    for ef in [1, 10, 40] {
+        let query = rows.row(3).to_vec();
+        let mut cursor = index.cursor(&query, ef).unwrap();
+        let hits = index.only_hits(&mut cursor).unwrap();
+        assert_eq!(hits.len(), ef);
+        assert!(hits.is_sorted_by(|a, b| a.distance <= b.distance));
+        assert!(index.only_hits(&mut cursor).unwrap().is_empty());
+        let mut cursor = index.cursor(&query, ef).unwrap();
+        assert!(index.next_hits(&mut cursor).unwrap().len() <= hits.len());
+    }
+}
+
 /// A cursor outlives insertions, but not a sweep.
 #[test]
 fn cursors_beside_changes() {

@@ -404,29 +404,10 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
             Filter::None => Matcher::All,
             filter => self.rows.plan(filter, 0)?.matcher,
         };
-        while ready.len() < n {
-            if !*started {
-                let ef = scratch.pool.size();
-                self.search_pool(scratch, &matcher, (ef, ef), f32::NEG_INFINITY, true)?;
-                *started = true;
-            } else {
-                match scratch.refill() {
-                    true => self.go_on(scratch, &mut |id| self.rows.admits(id, &matcher))?,
-                    // What was left out may all have been found meanwhile.
-                    false if scratch.found.len() == 0 => break,
-                    false => (),
-                }
-            }
-            let found: Vec<(f32, u32)> = match self.ranks_twice() {
-                false => scratch.pool.admitted().collect(),
-                true => {
-                    // Estimates are off: what they put into the next pool may be nearer than the farther half of this.
-                    let share = if scratch.pool.has_left_out() { 2 } else { 1 };
-                    let count = scratch.found.len().div_ceil(share);
-                    scratch.found.take_nearest(count)
-                }
-            };
-            ready.extend(self.hits(found.into_iter(), &matcher, usize::MAX)?);
+        while ready.len() < n
+            && let Some(hits) = self.next_pool(scratch, started, &matcher, false)?
+        {
+            ready.extend(hits);
         }
         let count = n.min(ready.len());
         Ok(ready.drain(..count).collect())

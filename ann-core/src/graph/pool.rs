@@ -11,6 +11,9 @@
 //! A candidate is one integer, its distance in the upper half in an encoding that sorts as floats do, its id and flags
 //! in the lower: one comparison tells the order.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use crate::kernel::sorted::Sorted;
 
 /// Set in a candidate's id once it has been expanded.
@@ -45,6 +48,15 @@ fn id(candidate: u64) -> u32 {
     candidate as u32 & ID
 }
 
+/// A candidate with its flags behind its id, so that it sorts by these last; and back.
+fn flags_last(candidate: u64) -> u64 {
+    candidate >> 32 << 32 | u64::from((candidate as u32).rotate_left(2))
+}
+
+fn flags_first(turned: u64) -> u64 {
+    turned >> 32 << 32 | u64::from((turned as u32).rotate_right(2))
+}
+
 /// The nearest candidates.
 #[derive(Default)]
 pub(crate) struct Pool {
@@ -67,7 +79,9 @@ pub(crate) struct Pool {
     least_bound: f32,
     bound: f32,
     resumable: bool,
+    /// What a resumable search has left out: as it came, and from the first refill on the nearest on top.
     overflow: Vec<u64>,
+    left_out: BinaryHeap<Reverse<u64>>,
     sorted: Sorted,
 }
 
@@ -76,6 +90,7 @@ impl Pool {
     pub(crate) fn reset(&mut self, ef: usize, radius: f32, resumable: bool) {
         self.clear();
         self.overflow.clear();
+        self.left_out.clear();
         self.ef = ef;
         self.spare = 0;
         self.repeats = 0;
@@ -276,9 +291,21 @@ impl Pool {
         taken
     }
 
-    /// Whether a resumable search has left out anything.
-    pub(crate) fn has_left_out(&self) -> bool {
-        !self.overflow.is_empty()
+    /// The nearest that a resumable search has left out and that is of use, going by its id and distance.
+    pub(crate) fn nearest_left_out(
+        &mut self,
+        mut of_use: impl FnMut(u32, f32) -> bool,
+    ) -> Option<f32> {
+        let came = self.overflow.drain(..);
+        self.left_out.extend(came.map(|candidate| Reverse(flags_last(candidate))));
+        while let Some(&Reverse(turned)) = self.left_out.peek() {
+            let nearest = flags_first(turned);
+            if of_use(id(nearest), distance(nearest)) {
+                return Some(distance(nearest));
+            }
+            self.left_out.pop();
+        }
+        None
     }
 
     /// All candidates, way-points included, nearest first.
@@ -291,18 +318,14 @@ impl Pool {
     /// never to be.
     pub(crate) fn refill(&mut self, mut of_use: impl FnMut(u32, f32) -> bool) -> bool {
         self.clear();
-        let mut rest = std::mem::take(&mut self.overflow);
-        rest.retain(|&candidate| of_use(id(candidate), distance(candidate)));
-        rest.sort_unstable_by_key(|&candidate| {
-            (candidate >> 32, candidate & u64::from(ID), candidate)
-        });
-        let mut taken = 0;
-        while taken < rest.len() && self.admitted < self.ef {
-            self.admitted += usize::from(rest[taken] & OUTSIDE == 0);
-            taken += 1;
+        while self.admitted < self.ef
+            && self.nearest_left_out(&mut of_use).is_some()
+            && let Some(Reverse(turned)) = self.left_out.pop()
+        {
+            let nearest = flags_first(turned);
+            self.admitted += usize::from(nearest & OUTSIDE == 0);
+            self.candidates.push(nearest);
         }
-        self.overflow = rest.split_off(taken);
-        self.candidates = rest;
         self.skip();
         self.trim();
         !self.candidates.is_empty()
@@ -443,10 +466,27 @@ mod tests {
                 pool.refuse(id as f32, id);
             }
         }
+        assert_eq!(pool.nearest_left_out(|_, _| true), Some(5.0));
         let mut seen = admitted(&mut pool);
         while pool.refill(|id, _| id != 6) {
             seen.extend(admitted(&mut pool));
         }
         assert_eq!(seen, [1, 3, 5, 7]);
+        assert_eq!(pool.nearest_left_out(|_, _| true), None);
+    }
+
+    /// Whatever its flags, which come before the id in a candidate.
+    #[test]
+    fn of_what_is_as_near_the_lower_id_comes_first() {
+        let mut pool = Pool::default();
+        pool.reset(1, f32::NEG_INFINITY, true);
+        pool.insert(1.0, 9, true);
+        for (id, is_admitted) in [(2, false), (1, true), (3, true)] {
+            pool.insert(2.0, id, is_admitted);
+        }
+        assert_eq!(admitted(&mut pool), [9]);
+        assert_eq!(pool.nearest_left_out(|id, _| id > 1), Some(2.0));
+        assert!(pool.refill(|_, _| true));
+        assert_eq!(pool.all().map(|(_, id)| id).collect::<Vec<_>>(), [2, 3]);
     }
 }

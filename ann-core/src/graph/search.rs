@@ -82,6 +82,12 @@ impl Scratch {
         pool.refill(|id, distance| !*estimated || best.is_best(id, sorting(distance)))
     }
 
+    /// The nearest candidate that a resumable search has left out.
+    pub(crate) fn nearest_left_out(&mut self) -> Option<f32> {
+        let Scratch { pool, best, estimated, .. } = self;
+        pool.nearest_left_out(|id, distance| !*estimated || best.is_best(id, sorting(distance)))
+    }
+
     /// Expands candidates until the pool has no more.
     pub(crate) fn best_first(
         &mut self,

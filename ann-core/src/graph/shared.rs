@@ -18,7 +18,7 @@ use crate::graph::prune::{Candidate, Pruner};
 use crate::graph::tree;
 use crate::index::{Cursor, CursorState, Filter, Hit, Index};
 use crate::page::PageStore;
-use crate::rows::{Change, Node, State, Workshop};
+use crate::rows::{Change, Matcher, Node, State, Workshop};
 use crate::shared::SharedIndex;
 
 use super::apply::Beside;
@@ -86,21 +86,22 @@ impl<S: PageStore, K: Topology> SharedIndex for Graph<S, K> {
     }
 
     fn next_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
-        self.rows.refresh()?;
-        if let CursorState::Graph(scratch, _) = &mut cursor.state {
-            scratch.visited.grow(self.rows.ids());
-            scratch.best.grow(self.rows.ids());
-        }
-        match self.resume(cursor, 1, Filter::None) {
-            Ok(mut hits) => {
-                self.rows.refresh()?;
-                self.rows.check_mark(&cursor.mark)?;
-                hits.extend(cursor.ready.drain(..));
-                Ok(hits)
-            }
-            Err(error) if self.rows.was_outdated(&error)? => Err(Error::Changed),
-            Err(error) => Err(error),
-        }
+        self.hits_beside(cursor, |graph, cursor| {
+            let mut hits = graph.resume(cursor, 1, Filter::None)?;
+            hits.extend(cursor.ready.drain(..));
+            Ok(hits)
+        })
+    }
+
+    fn only_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
+        self.hits_beside(cursor, |graph, cursor| {
+            graph.rows.check_mark(&cursor.mark)?;
+            let CursorState::Graph(scratch, started) = &mut cursor.state else {
+                return Err(Error::Changed);
+            };
+            let hits = graph.next_pool(scratch, started, &Matcher::All, true)?;
+            Ok(hits.unwrap_or_default())
+        })
     }
 
     fn begin_sweep(&mut self, size: usize) -> Result<Sweep> {
@@ -117,6 +118,28 @@ impl<S: PageStore, K: Topology> SharedIndex for Graph<S, K> {
 }
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
+    /// Hits of a cursor of this index, which others may be changing.
+    fn hits_beside(
+        &mut self,
+        cursor: &mut Cursor,
+        read: impl FnOnce(&Self, &mut Cursor) -> Result<Vec<Hit>>,
+    ) -> Result<Vec<Hit>> {
+        self.rows.refresh()?;
+        if let CursorState::Graph(scratch, _) = &mut cursor.state {
+            scratch.visited.grow(self.rows.ids());
+            scratch.best.grow(self.rows.ids());
+        }
+        match read(self, cursor) {
+            Ok(hits) => {
+                self.rows.refresh()?;
+                self.rows.check_mark(&cursor.mark)?;
+                Ok(hits)
+            }
+            Err(error) if self.rows.was_outdated(&error)? => Err(Error::Changed),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Searches for the neighbours of a row that is stored, and makes it visible. Its lists, or nothing if somebody
     /// else has changed what that rests on.
     fn try_to_place<T: Element>(
