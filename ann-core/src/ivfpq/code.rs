@@ -5,7 +5,6 @@
 //! depends on the entry alone: `base + addend + scale * <q, u>`. The query's tables depend on the query alone, as a
 //! product quantizer's do.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -18,10 +17,11 @@ use crate::error::{Error, Result};
 use crate::kernel::Op;
 use crate::kernel::wide::wide;
 use crate::metric::Metric;
-use crate::rows::{Meta, RABITQ, TURNED};
+use crate::rows::{Meta, RABITQ, STRETCHED, TURNED};
 
 use super::lists::{Block, Factors};
 use super::scan::Prepared;
+use super::stretch::{self, Sample};
 
 /// What codes of an [`IvfPq`](crate::IvfPq) index are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -99,8 +99,13 @@ const SCALED: f32 = 0.3;
 /// What makes codes, and tables for them.
 #[derive(Clone, Debug)]
 pub(super) enum Coder {
-    /// Of vectors as they are, or are rotated.
-    Pq(Pq, Option<Arc<opq::Rotation>>),
+    Pq {
+        pq: Pq,
+        /// What vectors are rotated by before they are encoded.
+        rotation: Option<Arc<opq::Rotation>>,
+        /// What codes stand for counts so many times: see `stretch.rs`.
+        stretch: f32,
+    },
     RaBitQ(Rotation, u8),
 }
 
@@ -134,39 +139,46 @@ impl Coder {
     /// Floats that are kept of it on pages.
     pub(super) fn floats(meta: &Meta, dim: usize) -> usize {
         let matrix = if meta.entries & TURNED == 0 { 0 } else { dim * dim };
-        if meta.entries & RABITQ == 0 { (dim << meta.code_bits) + matrix } else { 0 }
+        let stretch = usize::from(meta.entries & STRETCHED != 0);
+        if meta.entries & RABITQ == 0 { (dim << meta.code_bits) + matrix + stretch } else { 0 }
     }
 
     /// Of what is kept on pages. `None` if that does not fit its measures.
     pub(super) fn read(meta: &Meta, dim: usize, mut book: Vec<f32>) -> Option<Coder> {
         match IvfCode::of(meta)?.planes() {
             None => {
-                let rows = book.split_off(book.len().min(dim << meta.code_bits));
+                let mut rows = book.split_off(book.len().min(dim << meta.code_bits));
+                let stretch = match meta.entries & STRETCHED {
+                    0 => 1.0,
+                    _ => rows.pop().filter(|stretch| stretch::ALLOWED.contains(stretch))?,
+                };
                 let rotation = match meta.entries & TURNED {
                     0 => None,
                     _ => Some(Arc::new(opq::Rotation::new(dim, rows)?)),
                 };
                 let pq = Pq::new(dim, meta.m.get() as usize, meta.code_bits, book)?;
-                Some(Coder::Pq(pq, rotation))
+                Some(Coder::Pq { pq, rotation, stretch })
             }
             Some(planes) => Some(Coder::RaBitQ(Rotation::new(dim, meta.seed.get()), planes)),
         }
     }
 
     /// What is kept of it on pages.
-    pub(super) fn book(&self) -> Cow<'_, [f32]> {
-        match self {
-            Coder::Pq(pq, None) => Cow::Borrowed(pq.book()),
-            Coder::Pq(pq, Some(rotation)) => Cow::Owned([pq.book(), rotation.rows()].concat()),
-            Coder::RaBitQ(..) => Cow::Borrowed(&[]),
-        }
+    pub(super) fn book(&self, meta: &Meta) -> Vec<f32> {
+        let Coder::Pq { pq, rotation, stretch } = self else {
+            return Vec::new();
+        };
+        let rows = rotation.as_ref().map_or(&[][..], |rotation| rotation.rows());
+        let stretch = [*stretch];
+        let last = if meta.entries & STRETCHED == 0 { &[][..] } else { &stretch };
+        [pq.book(), rows, last].concat()
     }
 
     /// Fills in the tables of the query whose floats are there.
     pub(super) fn prepare(&self, metric: Metric, prepared: &mut Prepared) {
         let Prepared { floats, turned, nibbles, bytes, tables, .. } = prepared;
         match self {
-            Coder::Pq(pq, rotation) => {
+            Coder::Pq { pq, rotation, stretch } => {
                 let query = match rotation {
                     None => &*floats,
                     Some(rotation) => {
@@ -174,7 +186,7 @@ impl Coder {
                         turned
                     }
                 };
-                let factor = if metric == Metric::L2sq { -2.0 } else { -1.0 };
+                let factor = if metric == Metric::L2sq { -2.0 * stretch } else { -stretch };
                 match pq.bits() {
                     4 => {
                         pq.tables(query, factor, nibbles);
@@ -191,6 +203,13 @@ impl Coder {
         }
     }
 
+    /// Learns how much its codes are to be stretched. What they miss along a vector counts `weight` times.
+    pub(super) fn learn_stretch(&mut self, sample: &Sample<'_>, weight: f32) {
+        if let Coder::Pq { pq, rotation, stretch } = self {
+            *stretch = stretch::learn(pq, rotation.as_deref(), sample, weight);
+        }
+    }
+
     /// Encodes a vector. Returns what its entry has beside the code, and what estimates by it may be off: of a product
     /// quantizer what the code misses of the vector, of RaBitQ the standard error of an estimate for a query at distance
     /// one of the centroid.
@@ -201,8 +220,12 @@ impl Coder {
         scratch: &mut Scratch,
     ) -> (Factors, f32) {
         match self {
-            Coder::Pq(pq, None) => encode_pq(pq, wanted, codes, scratch),
-            Coder::Pq(pq, Some(rotation)) => encode_turned(pq, rotation, wanted, codes, scratch),
+            Coder::Pq { pq, rotation: None, stretch } => {
+                encode_pq((pq, *stretch), wanted, codes, scratch)
+            }
+            Coder::Pq { pq, rotation: Some(rotation), stretch } => {
+                encode_turned((pq, *stretch), rotation, wanted, codes, scratch)
+            }
             Coder::RaBitQ(rotation, planes) => {
                 encode_rabitq(rotation, *planes, wanted, codes, scratch)
             }
@@ -217,12 +240,13 @@ impl Coder {
         metric: Metric,
     ) -> Option<Factors> {
         match self {
-            Coder::Pq(pq, None) => {
+            Coder::Pq { pq, rotation: None, stretch } => {
                 let mut decoded = vec![0.0; pq.dim()];
                 pq.decode(codes, &mut decoded);
+                decoded.iter_mut().for_each(|x| *x *= stretch);
                 Some(factors(&decoded, centroid, metric))
             }
-            Coder::Pq(_, Some(_)) | Coder::RaBitQ(..) => None,
+            Coder::Pq { .. } | Coder::RaBitQ(..) => None,
         }
     }
 
@@ -242,7 +266,7 @@ impl Coder {
         let Prepared { floats, tables, .. } = prepared;
         let length = floats.iter().map(|x| x * x).sum::<f32>().sqrt();
         let (slack, rounding) = match self {
-            Coder::Pq(pq, _) => {
+            Coder::Pq { pq, .. } => {
                 let share = (4.0 / (pq.dim() as f32).sqrt()).min(1.0);
                 let slack = match metric {
                     Metric::L2sq => error * error + 2.0 * radius.max(0.0).sqrt() * error * share,
@@ -264,26 +288,39 @@ impl Coder {
 }
 
 fn encode_pq(
-    pq: &Pq,
+    (pq, stretch): (&Pq, f32),
     wanted: Wanted<'_>,
     codes: &mut [u8],
     scratch: &mut Scratch,
 ) -> (Factors, f32) {
     let Wanted { vector, residual, centroid, metric, weight, .. } = wanted;
-    let Scratch { direction, decoded, pq: own, .. } = scratch;
-    if weight > 1.0 {
-        direction.clear();
-        direction.extend_from_slice(vector);
-        kmeans::normalise(direction, pq.dim());
-        pq.encode_along(residual, direction, weight, codes, own);
-    } else {
-        pq.encode(residual, codes, own);
-    }
+    choose(pq, residual, vector, weight, codes, scratch);
+    let decoded = &mut scratch.decoded;
     decoded.resize(pq.dim(), 0.0);
     pq.decode(codes, decoded);
+    decoded.iter_mut().for_each(|x| *x *= stretch);
     let squares = decoded.iter().zip(residual).map(|(x, r)| f64::from(r - x).powi(2));
     let missed = squares.sum::<f64>().sqrt() as f32;
     (factors(decoded, centroid, metric), missed)
+}
+
+/// Chooses the code of what a vector has beside a centroid. What it misses along the vector counts `weight` times.
+pub(super) fn choose(
+    pq: &Pq,
+    residual: &[f32],
+    vector: &[f32],
+    weight: f32,
+    codes: &mut [u8],
+    scratch: &mut Scratch,
+) {
+    let Scratch { direction, pq: own, .. } = scratch;
+    if weight <= 1.0 {
+        return pq.encode(residual, codes, own);
+    }
+    direction.clear();
+    direction.extend_from_slice(vector);
+    kmeans::normalise(direction, pq.dim());
+    pq.encode_along(residual, direction, weight, codes, own);
 }
 
 /// What an entry has beside a product quantizer's code that stands for `decoded`.
@@ -298,7 +335,7 @@ fn factors(decoded: &[f32], centroid: &[f32], metric: Metric) -> Factors {
 
 /// [`encode_pq`] of rotated vectors.
 fn encode_turned(
-    pq: &Pq,
+    pq: (&Pq, f32),
     rotation: &opq::Rotation,
     wanted: Wanted<'_>,
     codes: &mut [u8],

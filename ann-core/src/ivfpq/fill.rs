@@ -371,7 +371,7 @@ impl<'a, T: Element> Filling<'a, T> {
                 floats.clear();
                 floats.extend_from_slice(model.centroid(at));
             })?;
-            let book = model.coder.book();
+            let book = model.coder.book(&rows.meta);
             let book = book.as_bytes();
             let body = rows.array(BOOK)?.size();
             rows.reserve(BOOK, book.len().div_ceil(body) as u64)?;

@@ -29,6 +29,7 @@ mod search;
 mod shared;
 mod source;
 mod steps;
+mod stretch;
 mod sweep;
 mod together;
 mod train;

@@ -17,6 +17,7 @@ use super::coarse::Coarse;
 use super::code::{self, Coder, Wanted};
 use super::lists::{Extent, Factors, List};
 use super::rank;
+use super::stretch::Sample;
 use super::{BOOK, CENTROIDS, LISTS};
 
 /// The share of a query's length along a vector from which on codes are chosen to be right (ScaNN's threshold).
@@ -98,7 +99,7 @@ impl Model {
         let kernel = kernel.unwrap_or_else(|| Kernel::new(DType::F32, op, dim));
         let square = THRESHOLD * THRESHOLD;
         let weight = match (along, &coder) {
-            (true, Coder::Pq(pq, _)) => {
+            (true, Coder::Pq { pq, .. }) => {
                 let bits = f32::from(pq.bits()) * pq.subs() as f32 / dim as f32;
                 let most = 1.0 + FINE * bits * bits;
                 ((dim as f32 - 1.0) * square / (1.0 - square)).clamp(1.0, most)
@@ -182,6 +183,12 @@ impl Model {
         let (coder, kernel, coarse) = (self.coder.clone(), self.kernel, OnceLock::new());
         let waits = None;
         Model { lists, centroids, extents, mean, coder, kernel, coarse, waits, ..*self }
+    }
+
+    /// Learns how much codes are to be stretched, of points without their `nearest` centroids, rotated as they are to be.
+    pub(super) fn learn_stretch(&mut self, residuals: &[f32], nearest: &[u32]) {
+        let sample = Sample { residuals, nearest, centroids: &self.centroids };
+        self.coder.learn_stretch(&sample, self.weight);
     }
 
     /// Lists in use.

@@ -189,7 +189,8 @@ impl Moving {
         rows.reserve(LISTS, numbers.end.into())?;
         let body = rows.array(BOOK)?.size();
         let first = u32::from(book) * pages;
-        for (page, bytes) in (first..).zip(model.coder.book().as_bytes().chunks(body)) {
+        let floats = model.coder.book(&rows.meta);
+        for (page, bytes) in (first..).zip(floats.as_bytes().chunks(body)) {
             rows.put_whole(BOOK, page, bytes)?;
         }
         for (at, number) in numbers.enumerate() {

@@ -11,7 +11,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::wide::wide;
 use crate::page::PageStore;
-use crate::rows::ALONG;
+use crate::rows::{ALONG, STRETCHED};
 use crate::seed::mix;
 
 use super::code::Coder;
@@ -164,7 +164,8 @@ impl Learning {
                     && let Stage::Words(trainer) = std::mem::replace(&mut self.stage, Stage::Draw)
                 {
                     let rotation = self.rotation.take();
-                    return Ok(Some(self.end(index, Coder::Pq(trainer.finish(), rotation))));
+                    let coder = Coder::Pq { pq: trainer.finish(), rotation, stretch: 1.0 };
+                    return Ok(Some(self.end(index, coder)));
                 }
             }
         }
@@ -173,8 +174,12 @@ impl Learning {
 
     /// What was learnt, with what makes codes.
     fn end<S: PageStore>(&mut self, index: &IvfPq<S>, coder: Coder) -> Model {
+        let mut model = index.model_of(std::mem::take(&mut self.centroids), coder, self.share);
+        if index.rows.meta.entries & STRETCHED != 0 {
+            model.learn_stretch(&self.points, &self.nearest);
+        }
         (self.points, self.nearest) = (Vec::new(), Vec::new());
-        index.model_of(std::mem::take(&mut self.centroids), coder, self.share)
+        model
     }
 }
 

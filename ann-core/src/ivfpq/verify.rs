@@ -28,7 +28,7 @@ impl<S: PageStore> IvfPq<S> {
                 format!("the centroid of list {} is not finite", model.lists[at / model.dim]);
             return Err(Error::corrupt(0, what));
         }
-        if model.coder.book().iter().any(|value| !value.is_finite()) {
+        if model.coder.book(&self.rows.meta).iter().any(|value| !value.is_finite()) {
             return Err(Error::corrupt(0, "the codebook is not finite"));
         }
         let blocks = self.rows.meta.upper.get() as usize;

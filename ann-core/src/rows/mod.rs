@@ -31,7 +31,7 @@ use keys::Keys;
 pub use meta::Kind;
 pub(crate) use meta::{
     ALONG, ArrayMeta, CENTRED, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NO_VECTORS, NONE, Node, RABITQ,
-    SPILL, State, TURNED,
+    SPILL, STRETCHED, State, TURNED,
 };
 pub use report::{Layout, Stats};
 pub(crate) use space::{Probe, Space};
