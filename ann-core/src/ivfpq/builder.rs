@@ -7,7 +7,7 @@ use crate::kernel::Isa;
 use crate::metric::Metric;
 use crate::page::{HEADER, MAX_PAGE_SIZE, MemStore, PageStore};
 use crate::rows::{
-    ALONG, ArrayMeta, Coder, Kind, MAX_SLOTS, NO_VECTORS, RABITQ, Rows, SPILL, STRETCHED, Space,
+    ALONG, ArrayMeta, Coder, FITTED, Kind, MAX_SLOTS, NO_VECTORS, RABITQ, Rows, SPILL, Space,
     TURNED, compact_bits,
 };
 
@@ -234,8 +234,9 @@ impl IvfPqBuilder {
                 (meta.stored, meta.by_node) = (NO_VECTORS, code_bits);
             }
             let along = self.anisotropic && self.metric != Metric::L2sq && planes.is_none();
-            meta.entries = u8::from(along) * (ALONG + STRETCHED) + u8::from(self.spill) * SPILL;
-            meta.entries += u8::from(planes.is_some()) * RABITQ + u8::from(self.opq) * TURNED;
+            meta.entries = u8::from(along) * ALONG + u8::from(self.spill) * SPILL;
+            meta.entries += if planes.is_some() { RABITQ } else { FITTED };
+            meta.entries += u8::from(self.opq) * TURNED;
             meta.ef_construction = number(self.lists);
             // Where a DiskANN index has its alpha.
             meta.alpha = number(self.sample);

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Op;
 use crate::kernel::wide::wide;
 use crate::metric::Metric;
-use crate::rows::{Meta, RABITQ, STRETCHED, TURNED};
+use crate::rows::{FITTED, Meta, RABITQ, TURNED};
 
 use super::lists::{Block, Factors};
 use super::scan::Prepared;
@@ -105,6 +105,8 @@ pub(super) enum Coder {
         rotation: Option<Arc<opq::Rotation>>,
         /// What codes stand for counts so many times: see `stretch.rs`.
         stretch: f32,
+        /// Codes are of what vectors have beside so many times their list's centroid: see `lean.rs`.
+        lean: f32,
     },
     RaBitQ(Rotation, u8),
 }
@@ -139,8 +141,8 @@ impl Coder {
     /// Floats that are kept of it on pages.
     pub(super) fn floats(meta: &Meta, dim: usize) -> usize {
         let matrix = if meta.entries & TURNED == 0 { 0 } else { dim * dim };
-        let stretch = usize::from(meta.entries & STRETCHED != 0);
-        if meta.entries & RABITQ == 0 { (dim << meta.code_bits) + matrix + stretch } else { 0 }
+        let fitted = if meta.entries & FITTED == 0 { 0 } else { 2 };
+        if meta.entries & RABITQ == 0 { (dim << meta.code_bits) + matrix + fitted } else { 0 }
     }
 
     /// Of what is kept on pages. `None` if that does not fit its measures.
@@ -148,37 +150,55 @@ impl Coder {
         match IvfCode::of(meta)?.planes() {
             None => {
                 let mut rows = book.split_off(book.len().min(dim << meta.code_bits));
-                let stretch = match meta.entries & STRETCHED {
-                    0 => 1.0,
-                    _ => rows.pop().filter(|stretch| stretch::ALLOWED.contains(stretch))?,
+                let (stretch, lean) = match meta.entries & FITTED {
+                    0 => (1.0, 1.0),
+                    _ => (rows.pop()?, rows.pop()?),
                 };
+                if !stretch::ALLOWED.contains(&stretch) || !(0.0..=1.0).contains(&lean) {
+                    return None;
+                }
                 let rotation = match meta.entries & TURNED {
                     0 => None,
                     _ => Some(Arc::new(opq::Rotation::new(dim, rows)?)),
                 };
                 let pq = Pq::new(dim, meta.m.get() as usize, meta.code_bits, book)?;
-                Some(Coder::Pq { pq, rotation, stretch })
+                Some(Coder::Pq { pq, rotation, stretch, lean })
             }
             Some(planes) => Some(Coder::RaBitQ(Rotation::new(dim, meta.seed.get()), planes)),
         }
     }
 
+    /// How much of a centroid is left out of what codes are of.
+    pub(super) fn lean(&self) -> f32 {
+        match self {
+            Coder::Pq { lean, .. } => *lean,
+            Coder::RaBitQ(..) => 1.0,
+        }
+    }
+
     /// What is kept of it on pages.
     pub(super) fn book(&self, meta: &Meta) -> Vec<f32> {
-        let Coder::Pq { pq, rotation, stretch } = self else {
+        let Coder::Pq { pq, rotation, stretch, lean } = self else {
             return Vec::new();
         };
         let rows = rotation.as_ref().map_or(&[][..], |rotation| rotation.rows());
-        let stretch = [*stretch];
-        let last = if meta.entries & STRETCHED == 0 { &[][..] } else { &stretch };
+        let fitted = [*lean, *stretch];
+        let last = if meta.entries & FITTED == 0 { &[][..] } else { &fitted };
         [pq.book(), rows, last].concat()
     }
 
     /// Fills in the tables of the query whose floats are there.
     pub(super) fn prepare(&self, metric: Metric, prepared: &mut Prepared) {
-        let Prepared { floats, turned, nibbles, bytes, tables, .. } = prepared;
+        let Prepared { floats, turned, nibbles, bytes, tables, lean, constant, .. } = prepared;
+        *lean = self.lean();
+        *constant = match metric {
+            Metric::L2sq if *lean < 1.0 => {
+                (1.0 - *lean) * floats.iter().map(|x| x * x).sum::<f32>()
+            }
+            _ => 0.0,
+        };
         match self {
-            Coder::Pq { pq, rotation, stretch } => {
+            Coder::Pq { pq, rotation, stretch, .. } => {
                 let query = match rotation {
                     None => &*floats,
                     Some(rotation) => {
@@ -205,8 +225,8 @@ impl Coder {
 
     /// Learns how much its codes are to be stretched. What they miss along a vector counts `weight` times.
     pub(super) fn learn_stretch(&mut self, sample: &Sample<'_>, weight: f32) {
-        if let Coder::Pq { pq, rotation, stretch } = self {
-            *stretch = stretch::learn(pq, rotation.as_deref(), sample, weight);
+        if let Coder::Pq { pq, rotation, stretch, lean } = self {
+            *stretch = stretch::learn(pq, rotation.as_deref(), sample, (*lean, weight));
         }
     }
 
@@ -220,11 +240,11 @@ impl Coder {
         scratch: &mut Scratch,
     ) -> (Factors, f32) {
         match self {
-            Coder::Pq { pq, rotation: None, stretch } => {
-                encode_pq((pq, *stretch), wanted, codes, scratch)
+            Coder::Pq { pq, rotation: None, stretch, lean } => {
+                encode_pq((pq, *stretch, *lean), wanted, codes, scratch)
             }
-            Coder::Pq { pq, rotation: Some(rotation), stretch } => {
-                encode_turned((pq, *stretch), rotation, wanted, codes, scratch)
+            Coder::Pq { pq, rotation: Some(rotation), stretch, lean } => {
+                encode_turned((pq, *stretch, *lean), rotation, wanted, codes, scratch)
             }
             Coder::RaBitQ(rotation, planes) => {
                 encode_rabitq(rotation, *planes, wanted, codes, scratch)
@@ -240,11 +260,11 @@ impl Coder {
         metric: Metric,
     ) -> Option<Factors> {
         match self {
-            Coder::Pq { pq, rotation: None, stretch } => {
+            Coder::Pq { pq, rotation: None, stretch, lean } => {
                 let mut decoded = vec![0.0; pq.dim()];
                 pq.decode(codes, &mut decoded);
                 decoded.iter_mut().for_each(|x| *x *= stretch);
-                Some(factors(&decoded, centroid, metric))
+                Some(factors(&decoded, centroid, *lean, metric))
             }
             Coder::Pq { .. } | Coder::RaBitQ(..) => None,
         }
@@ -288,7 +308,7 @@ impl Coder {
 }
 
 fn encode_pq(
-    (pq, stretch): (&Pq, f32),
+    (pq, stretch, lean): (&Pq, f32, f32),
     wanted: Wanted<'_>,
     codes: &mut [u8],
     scratch: &mut Scratch,
@@ -301,7 +321,7 @@ fn encode_pq(
     decoded.iter_mut().for_each(|x| *x *= stretch);
     let squares = decoded.iter().zip(residual).map(|(x, r)| f64::from(r - x).powi(2));
     let missed = squares.sum::<f64>().sqrt() as f32;
-    (factors(decoded, centroid, metric), missed)
+    (factors(decoded, centroid, lean, metric), missed)
 }
 
 /// Chooses the code of what a vector has beside a centroid. What it misses along the vector counts `weight` times.
@@ -324,8 +344,12 @@ pub(super) fn choose(
 }
 
 /// What an entry has beside a product quantizer's code that stands for `decoded`.
-fn factors(decoded: &[f32], centroid: &[f32], metric: Metric) -> Factors {
-    let term = |(x, c): (&f32, &f32)| f64::from(*x) * (f64::from(*x) + 2.0 * f64::from(*c));
+fn factors(decoded: &[f32], centroid: &[f32], lean: f32, metric: Metric) -> Factors {
+    let lean = f64::from(lean);
+    let term = |(x, c): (&f32, &f32)| {
+        let (x, c) = (f64::from(*x), f64::from(*c));
+        x * (x + 2.0 * lean * c) + (lean - 1.0) * lean * c * c
+    };
     let addend = match metric {
         Metric::L2sq => decoded.iter().zip(centroid).map(term).sum::<f64>() as f32,
         _ => 0.0,
@@ -335,7 +359,7 @@ fn factors(decoded: &[f32], centroid: &[f32], metric: Metric) -> Factors {
 
 /// [`encode_pq`] of rotated vectors.
 fn encode_turned(
-    pq: (&Pq, f32),
+    pq: (&Pq, f32, f32),
     rotation: &opq::Rotation,
     wanted: Wanted<'_>,
     codes: &mut [u8],
@@ -350,7 +374,7 @@ fn encode_turned(
     }
     rotation.apply(wanted.residual, &mut residual);
     vector.clear();
-    vector.extend(residual.iter().zip(&centre.1).map(|(r, c)| r + c));
+    vector.extend(residual.iter().zip(&centre.1).map(|(r, c)| r + pq.2 * c));
     let turned = Wanted { vector: &vector, residual: &residual, centroid: &centre.1, ..wanted };
     let encoded = encode_pq(pq, turned, codes, scratch);
     (scratch.centre, scratch.turned, scratch.vector) = (centre, residual, vector);

@@ -12,7 +12,7 @@ use crate::code::opq;
 use crate::error::{Error, Result};
 use crate::kernel::fastscan::{Addends, BLOCK, get_nibbles, nibble_bytes, put_nibbles};
 use crate::page::{PageId, PageStore};
-use crate::rows::{ALONG, CENTRED, Change, NONE, RABITQ, Rows, SPILL, STRETCHED, TURNED};
+use crate::rows::{ALONG, CENTRED, Change, FITTED, NONE, RABITQ, Rows, SPILL, TURNED};
 
 use super::code::{IvfCode, rabitq_block};
 use super::model::{book_at, book_pages};
@@ -546,9 +546,9 @@ pub(super) fn shape_of<S: PageStore>(rows: &Rows<S>) -> Result<Block> {
     let (subs, dim) = (meta.m.get() as usize, rows.space.dim);
     let turned = meta.entries & TURNED != 0;
     let rabitq = meta.entries & RABITQ != 0;
-    let unknown = meta.entries & !(ALONG | SPILL | RABITQ | TURNED | CENTRED | STRETCHED) != 0;
-    let stretched = meta.entries & STRETCHED != 0 && (rabitq || meta.entries & ALONG == 0);
-    if unknown || stretched || turned && (rabitq || dim > opq::MAX_DIM) {
+    let unknown = meta.entries & !(ALONG | SPILL | RABITQ | TURNED | CENTRED | FITTED) != 0;
+    let fitted = meta.entries & FITTED != 0;
+    if unknown || rabitq && (fitted || turned) || turned && dim > opq::MAX_DIM {
         return Err(Error::corrupt(0, format!("entries of kind {}", meta.entries)));
     }
     let addends = usize::from(rows.space.metric == crate::Metric::L2sq);

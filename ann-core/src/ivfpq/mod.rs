@@ -17,6 +17,7 @@ mod collect;
 mod compact;
 mod fill;
 mod insert;
+mod lean;
 mod lists;
 mod measure;
 mod model;

@@ -185,7 +185,8 @@ impl Model {
         Model { lists, centroids, extents, mean, coder, kernel, coarse, waits, ..*self }
     }
 
-    /// Learns how much codes are to be stretched, of points without their `nearest` centroids, rotated as they are to be.
+    /// Learns how much codes are to be stretched, of what points have beside their `nearest` centroids as far as codes
+    /// lean on these, rotated as they are to be.
     pub(super) fn learn_stretch(&mut self, residuals: &[f32], nearest: &[u32]) {
         let sample = Sample { residuals, nearest, centroids: &self.centroids };
         self.coder.learn_stretch(&sample, self.weight);
@@ -273,8 +274,10 @@ impl Model {
         let Scratch { residual, coder } = scratch;
         let centroid = self.centroid(at);
         residual.clear();
-        residual.extend(vector.iter().zip(centroid).map(|(x, c)| x - c));
-        let square: f64 = residual.iter().map(|r| f64::from(*r).powi(2)).sum();
+        let lean = self.coder.lean();
+        residual.extend(vector.iter().zip(centroid).map(|(x, c)| x - lean * c));
+        let away = vector.iter().zip(centroid).map(|(x, c)| f64::from(x - c).powi(2));
+        let square: f64 = away.sum();
         let (metric, weight) = (self.metric, self.weight);
         let wanted = Wanted { vector, residual, centroid, at, metric, weight };
         let (factors, missed) = self.coder.encode(wanted, codes, coder);

@@ -22,6 +22,9 @@ pub(crate) struct Prepared {
     pub nibbles: Vec<[f32; 16]>,
     pub bytes: Vec<[f32; adc::ENTRIES]>,
     pub tables: Tables,
+    /// What a list's distance counts, and what is added to that.
+    pub lean: f32,
+    pub constant: f32,
     scan: FastScan,
 }
 
@@ -56,6 +59,7 @@ impl<S: PageStore> IvfPq<S> {
         cost: &mut Cost,
         mut each: impl FnMut(f32, u32) -> f32,
     ) -> Result<()> {
+        let base = prepared.constant + prepared.lean * base;
         let (shape, upper, slots) = (self.block, self.rows.upper(), self.rows.ids());
         let by_slot = match matcher {
             Matcher::Slots(_) => true,

@@ -23,20 +23,20 @@ pub(super) const ALLOWED: RangeInclusive<f32> = 0.5..=8.0;
 
 /// What a training has learnt from.
 pub(super) struct Sample<'a> {
-    /// What each point has beside its centroid, rotated as it is to be.
+    /// What each point has beside its centroid as far as codes lean on that, rotated as it is to be.
     pub residuals: &'a [f32],
     /// The centroids of the points.
     pub nearest: &'a [u32],
     pub centroids: &'a [f32],
 }
 
-/// The stretch of a quantizer's codes, if what they miss along a vector counts `weight` times; 1 if the sample does not
-/// tell. O(points * dim) for each of 256 of them, on the current thread pool.
+/// The stretch of a quantizer's codes, which `lean` on centroids, if what they miss along a vector counts `weight` times;
+/// 1 if the sample does not tell. O(points * dim) for each of 256 of them, on the current thread pool.
 pub(super) fn learn(
     pq: &Pq,
     rotation: Option<&opq::Rotation>,
     sample: &Sample<'_>,
-    weight: f32,
+    (lean, weight): (f32, f32),
 ) -> f32 {
     let &Sample { residuals, nearest, centroids } = sample;
     let dim = pq.dim();
@@ -44,6 +44,7 @@ pub(super) fn learn(
     if let Some(rotation) = rotation {
         rotation.apply_all(centroids, &mut centres);
     }
+    centres.iter_mut().for_each(|c| *c *= lean);
     let centre = |at: usize| &centres[nearest[at] as usize * dim..][..dim];
     let residual = |at: usize| &residuals[at * dim..][..dim];
     let vector = |at: usize| -> Vec<f32> {
@@ -110,12 +111,8 @@ mod tests {
         let mut number = || (rng.next() % 16) as f32 - 7.5;
         let residuals: Vec<f32> = (0..400 * dim).map(|_| number()).collect();
         let nearest: Vec<u32> = (0..400).map(|at| at % (lists.len() / dim) as u32).collect();
-        learn(
-            &pq,
-            None,
-            &Sample { residuals: &residuals, nearest: &nearest, centroids: lists },
-            1.0,
-        )
+        let sample = Sample { residuals: &residuals, nearest: &nearest, centroids: lists };
+        learn(&pq, None, &sample, (1.0, 1.0))
     }
 
     #[test]

@@ -11,10 +11,11 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::wide::wide;
 use crate::page::PageStore;
-use crate::rows::{ALONG, STRETCHED};
+use crate::rows::{ALONG, FITTED};
 use crate::seed::mix;
 
 use super::code::Coder;
+use super::lean;
 use super::lists::Extent;
 use super::model::Model;
 use super::source::Source;
@@ -45,6 +46,8 @@ pub(super) struct Learning {
     /// The nearest centroids of the points that have become residuals.
     nearest: Vec<u32>,
     share: f32,
+    /// How much codes are to lean on centroids.
+    lean: f32,
     /// What the points have been rotated by.
     rotation: Option<Arc<opq::Rotation>>,
 }
@@ -62,7 +65,8 @@ enum Stage {
 impl Learning {
     pub(super) fn new() -> Learning {
         let (points, centroids, nearest) = (Vec::new(), Vec::new(), Vec::new());
-        Learning { points, stage: Stage::Draw, centroids, nearest, share: 0.0, rotation: None }
+        let (stage, rotation) = (Stage::Draw, None);
+        Learning { points, stage, centroids, nearest, share: 0.0, lean: 1.0, rotation }
     }
 
     /// The share that is done.
@@ -132,6 +136,9 @@ impl Learning {
                             self.end(index, Coder::RaBitQ(Rotation::new(dim, seed), planes)),
                         ));
                     }
+                    if index.rows.meta.entries & FITTED != 0 {
+                        self.lean_on_centroids((dim, subs), mix(seed));
+                    }
                     self.stage = match index.opq() {
                         true => Stage::Rotation(opq::Trainer::new(dim, subs, bits, mix(seed))),
                         false => Stage::Words(pq::Trainer::new(dim, subs, bits, mix(seed))),
@@ -164,7 +171,8 @@ impl Learning {
                     && let Stage::Words(trainer) = std::mem::replace(&mut self.stage, Stage::Draw)
                 {
                     let rotation = self.rotation.take();
-                    let coder = Coder::Pq { pq: trainer.finish(), rotation, stretch: 1.0 };
+                    let coder =
+                        Coder::Pq { pq: trainer.finish(), rotation, stretch: 1.0, lean: self.lean };
                     return Ok(Some(self.end(index, coder)));
                 }
             }
@@ -172,10 +180,18 @@ impl Learning {
         Ok(None)
     }
 
+    /// Finds out how much codes are to lean on centroids, and gives the points back what they are not to leave out.
+    fn lean_on_centroids(&mut self, (dim, subs): (usize, usize), seed: u64) {
+        let Learning { points, nearest, centroids, lean, .. } = self;
+        *lean = lean::learn(points, nearest, centroids, (dim, subs), seed);
+        let points = points.par_chunks_exact_mut(dim).zip(&*nearest);
+        points.for_each(|(point, &list)| lean::give_back(point, list, centroids, *lean));
+    }
+
     /// What was learnt, with what makes codes.
     fn end<S: PageStore>(&mut self, index: &IvfPq<S>, coder: Coder) -> Model {
         let mut model = index.model_of(std::mem::take(&mut self.centroids), coder, self.share);
-        if index.rows.meta.entries & STRETCHED != 0 {
+        if index.rows.meta.entries & (FITTED | ALONG) == FITTED | ALONG {
             model.learn_stretch(&self.points, &self.nearest);
         }
         (self.points, self.nearest) = (Vec::new(), Vec::new());

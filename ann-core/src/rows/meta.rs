@@ -178,7 +178,7 @@ pub(crate) struct Meta {
     /// 1 if codes are by node, 0 if they stand beside links. IVF-PQ: bits a coordinate of the codes that are its rows; 0
     /// if these are vectors, or nothing.
     pub by_node: u8,
-    /// IVF-PQ: [`ALONG`], [`SPILL`], [`RABITQ`], [`TURNED`], [`CENTRED`] and [`STRETCHED`], as far as they hold.
+    /// IVF-PQ: [`ALONG`], [`SPILL`], [`RABITQ`], [`TURNED`], [`CENTRED`] and [`FITTED`], as far as they hold.
     pub entries: u8,
     /// Records of array 3 handed out so far: upper-level links, or IVF-PQ's blocks.
     pub upper: U32,
@@ -213,8 +213,8 @@ pub(crate) const RABITQ: u8 = 4;
 pub(crate) const TURNED: u8 = 8;
 /// The codes that are rows are relative to a centre; else to zero.
 pub(crate) const CENTRED: u8 = 16;
-/// What product quantizers' codes stand for counts some more: how much stands behind the codebook.
-pub(crate) const STRETCHED: u8 = 32;
+/// How product quantizers' codes are fitted to lists and queries: what says it stands behind the codebook.
+pub(crate) const FITTED: u8 = 32;
 
 impl Meta {
     /// Bits a coordinate of codes by node; 0 if there are none.

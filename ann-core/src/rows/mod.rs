@@ -30,8 +30,8 @@ pub(crate) use input::{are_equal, check_rows, check_some, hashes, next_rows, sli
 use keys::Keys;
 pub use meta::Kind;
 pub(crate) use meta::{
-    ALONG, ArrayMeta, CENTRED, Extent, MAX_ALPHA, MAX_SLOTS, Meta, NO_VECTORS, NONE, Node, RABITQ,
-    SPILL, STRETCHED, State, TURNED,
+    ALONG, ArrayMeta, CENTRED, Extent, FITTED, MAX_ALPHA, MAX_SLOTS, Meta, NO_VECTORS, NONE, Node,
+    RABITQ, SPILL, State, TURNED,
 };
 pub use report::{Layout, Stats};
 pub(crate) use space::{Probe, Space};
