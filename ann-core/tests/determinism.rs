@@ -202,3 +202,20 @@ fn lists_are_deterministic_too() {
         || first_difference(one.0.store(), other.0.store()).is_some();
     assert!(differs);
 }
+
+/// Insertions search too, but not with what the search before them was told.
+#[test]
+fn searches_before_make_no_difference() {
+    let rows = rows();
+    let [one, other] = [None, Some(64)].map(|beam| {
+        let mut index = DiskAnn::builder(100).build_list_size(32).build().unwrap();
+        index.add(rows.slice(s![..2000, ..]), None, AddOptions::new()).unwrap();
+        if let Some(beam) = beam {
+            let query = rows.row(0).to_vec();
+            index.search(&query, &Search::new(10).beam(beam)).unwrap();
+        }
+        index.add(rows.slice(s![2000..2500, ..]), None, AddOptions::new().threads(1)).unwrap();
+        index
+    });
+    assert_eq!(first_difference(one.store(), other.store()), None, "a page differs");
+}

@@ -131,7 +131,9 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
     /// Borrows a scratch; it goes back by itself.
     pub(super) fn scratch(&self) -> Borrowed<'_> {
         let mut free = self.scratches.lock().unwrap_or_else(PoisonError::into_inner);
-        let scratch = free.pop().unwrap_or_default();
+        let mut scratch = free.pop().unwrap_or_default();
+        // What the last search was told is nothing to the next, nor to an insertion.
+        scratch.beam = None;
         Borrowed { scratch, home: &self.scratches }
     }
 
