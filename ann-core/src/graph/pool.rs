@@ -72,6 +72,8 @@ pub(crate) struct Pool {
     /// Places of `ef` that repeats may still take, and how many of these have taken none yet.
     spare: usize,
     repeats: usize,
+    /// Admitted candidates that came nearer than where they stand.
+    stale: usize,
     /// Of a full pool, so many of the nearest admitted are expanded and no more.
     expands: usize,
     radius: f32,
@@ -94,6 +96,7 @@ impl Pool {
         self.ef = ef;
         self.spare = 0;
         self.repeats = 0;
+        self.stale = 0;
         self.expands = usize::MAX;
         self.radius = radius;
         self.least_bound = radius.next_up();
@@ -132,6 +135,7 @@ impl Pool {
     /// (`stale`): a place more than there was while a search that cannot go on is `short` of what it has to find.
     #[inline]
     pub(crate) fn met_again(&mut self, all: usize, stale: usize, short: bool) {
+        self.stale += stale;
         let taken = stale.min(self.spare);
         self.spare -= taken;
         if short && !self.resumable {
@@ -166,6 +170,15 @@ impl Pool {
     #[inline(always)]
     pub(crate) fn bound(&self) -> f32 {
         self.bound
+    }
+
+    /// A distance that `count` of the candidates that can be returned do not go beyond, each counted once however often
+    /// it has come; infinity if that is not known of so many. What a range holds is below it.
+    #[inline]
+    pub(crate) fn bound_of(&self, count: usize) -> f32 {
+        let others = self.stale + self.len() - self.admitted;
+        let last = self.candidates.get(count.saturating_add(others));
+        last.map_or(f32::INFINITY, |&last| distance(last).max(self.least_bound))
     }
 
     /// Distances have to be right below it: a search that may be resumed returns to those beyond the bound.
@@ -401,6 +414,27 @@ mod tests {
         assert_eq!(pool.size(), 6);
         pool.met_again(10 * REPEATS, 1, true);
         assert_eq!(pool.size(), 7);
+    }
+
+    #[test]
+    fn a_bound_of_a_few_that_can_be_returned() {
+        let mut pool = Pool::default();
+        pool.reset(9, f32::NEG_INFINITY, false);
+        (1..=7).for_each(|id| pool.insert(id as f32, id, id != 2));
+        pool.settle();
+        // Behind 1, 2, 3, of which 2 is a way-point.
+        assert_eq!(pool.bound_of(2), 4.0);
+        assert_eq!((pool.bound_of(5), pool.bound_of(6)), (7.0, f32::INFINITY));
+        pool.insert(0.5, 7, true);
+        pool.met_again(1, 1, false);
+        pool.settle();
+        // 7 stands in two places.
+        assert_eq!((pool.bound_of(2), pool.bound_of(5)), (4.0, 7.0));
+        assert_eq!(pool.bound_of(usize::MAX), f32::INFINITY);
+        pool.reset(2, 4.0, false);
+        (1..=7).for_each(|id| pool.insert(id as f32, id, true));
+        pool.settle();
+        assert!(pool.bound_of(1) > 4.0);
     }
 
     #[test]

@@ -15,6 +15,9 @@ use super::links;
 use super::pool::{AGAIN, ID, Pool, sorting};
 use super::visited::Visited;
 
+/// Candidates that a search of estimates begins with beside half as many again as it has to find.
+const FIRST: usize = 8;
+
 /// What is to be expanded next.
 pub(crate) struct Step {
     pub node: u32,
@@ -168,7 +171,13 @@ impl Scratch {
             return Ok(None);
         };
         fetch(0);
-        let step = Step { node, next: pool.peek(), bound: pool.exact_below() };
+        let estimated = self.estimated;
+        let limit = |pool: &Pool, found: &Pool| match estimated {
+            true => beginning(pool, found),
+            false => f32::INFINITY,
+        };
+        let bound = pool.exact_below().min(limit(pool, found));
+        let step = Step { node, next: pool.peek(), bound };
         let met = Met { visited, best };
         let own = expand(step, met, batch, (probe, table))?;
         self.hops += 1;
@@ -185,9 +194,10 @@ impl Scratch {
         }
         // Candidates that come again, nearer, and could be results, where they stood before.
         let mut stale = 0;
+        let bound = pool.bound().min(limit(pool, found));
         for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
             let (id, again) = (id & ID, id & AGAIN != 0);
-            if distance < pool.bound() {
+            if distance < bound {
                 let admitted = admit(id)?;
                 pool.insert(distance, id, admitted);
                 stale += usize::from(again && admitted);
@@ -199,6 +209,16 @@ impl Scratch {
         pool.settle();
         fetch(2);
         Ok(self.fill(beam))
+    }
+}
+
+/// Where estimates are of no use while a search has found less than it is for: behind half as many again. Later it is
+/// nearer, and the first neighbours would only be in the way.
+#[inline(always)]
+fn beginning(pool: &Pool, found: &Pool) -> f32 {
+    match found.bound() < f32::INFINITY {
+        true => f32::INFINITY,
+        false => pool.bound_of(found.size().saturating_add(found.size() / 2 + FIRST)),
     }
 }
 
