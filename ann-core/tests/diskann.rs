@@ -177,6 +177,46 @@ fn what_is_refused() {
     assert!(matches!(index.search(&[0f32; 8], &beam), Err(Error::Parameter { name: "beam", .. })));
 }
 
+/// More hops where queries need them: the same recall takes fewer than with pools of one size, and a larger epsilon
+/// finds more for more.
+#[test]
+fn hard_queries_take_longer() {
+    let (set, fused, exact) = pair();
+    let mut hnsw = Hnsw::builder(100).metric(Metric::Cosine).build().unwrap();
+    hnsw.add(set.base.view(), None, AddOptions::new()).unwrap();
+    let mut compact = builder(Metric::Cosine).placement(Placement::Compact).build().unwrap();
+    compact.add(set.base.view(), None, AddOptions::new()).unwrap();
+    take_longer(fused, set, exact);
+    take_longer(&hnsw, set, exact);
+    take_longer(&compact, set, exact);
+}
+
+fn take_longer(index: &impl Index, set: &SmallSet, exact: &Flat) {
+    let truths = exact.search_batch(set.queries.view(), &Search::new(10), 0).unwrap();
+    let run = |options: &Search<'_>| {
+        let (mut hops, mut sum) = (0, 0.0);
+        for (query, truth) in set.queries.rows().into_iter().zip(&truths).step_by(2) {
+            let (hits, cost) = index.search_counted(&query.to_vec(), options).unwrap();
+            let truth: Vec<f32> = truth.iter().map(|hit| hit.distance).collect();
+            hops += cost.hops;
+            sum += common::recall(&hits, &truth, 10);
+        }
+        (hops, sum)
+    };
+    let fixed = run(&Search::new(10).ef(128));
+    let mut last = (0, 0.0);
+    for epsilon in 5..40 {
+        let now = run(&Search::new(10).ef(512).epsilon(epsilon as f32 / 100.0));
+        assert!(now.0 > last.0 && now.1 >= last.1 - 1.0, "{epsilon}: {now:?} after {last:?}");
+        if now.1 >= fixed.1 {
+            assert!(now.0 < fixed.0, "{epsilon}: {now:?}, {fixed:?}");
+            return;
+        }
+        last = now;
+    }
+    panic!("{last:?} in the end, {fixed:?} with a pool of one size");
+}
+
 /// A wider beam finds no less, for more hops.
 #[test]
 fn beams() {

@@ -9,7 +9,8 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use ann_core::{
-    AddOptions, DiskAnn, Filter, Flat, Hnsw, Index, Isa, IvfCode, IvfPq, Metric, Placement, Search,
+    AddOptions, DiskAnn, Filter, Flat, Hnsw, Index, Isa, IvfCode, IvfPq, Kind, Metric, Placement,
+    Search,
 };
 use common::SmallSet;
 
@@ -85,6 +86,11 @@ fn report<I: Index>(empty: fn(Metric) -> I) -> String {
         };
         for ef in [10, 32, 64, 128, 256] {
             line(&format!("ef {ef}"), &index, &Search::new(K).ef(ef));
+        }
+        let of_graphs = [0.05, 0.1, 0.2].into_iter().filter(|_| index.kind() != Kind::IvfPq);
+        for epsilon in of_graphs {
+            let options = Search::new(K).ef(256).epsilon(epsilon);
+            line(&format!("ef 256, epsilon {epsilon}"), &index, &options);
         }
         let half = |key: u64| key.is_multiple_of(2);
         let options = Search::new(K).ef(64).filter(Filter::Predicate(&half));

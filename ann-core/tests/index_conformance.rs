@@ -91,6 +91,7 @@ impl<K: Kind, T: Element> Case<K, T> {
             self.check_range(&query, at);
         }
         self.check_batch();
+        self.check_epsilon();
         self.check_cursor();
         self.check_filters();
         self.check_stats();
@@ -140,6 +141,24 @@ impl<K: Kind, T: Element> Case<K, T> {
         // Rows that do not lie in one piece.
         let columns = self.queries.t().as_standard_layout().into_owned();
         assert_eq!(self.index.search_batch(columns.t(), &options, 1).unwrap(), single);
+    }
+
+    /// One that lets everything pass makes no difference; with none to spare there are as many hits all the same.
+    fn check_epsilon(&self) {
+        let query = self.query(2);
+        for filter in [Filter::None, Filter::Predicate(&third)] {
+            let options = Search::new(7).ef(EF).filter(filter);
+            let hits = self.index.search(&query, &options).unwrap();
+            let all = self.index.search(&query, &options.epsilon(1e30)).unwrap();
+            assert_eq!(all, hits);
+            let options = options.epsilon(0.0);
+            let (few, cost) = self.index.search_counted(&query, &options).unwrap();
+            let (_, usual) = self.index.search_counted(&query, &options.epsilon(1e30)).unwrap();
+            assert!(few.len() == hits.len() && cost.hops <= usual.hops);
+            self.oracle.check_true(&query, &few);
+            let batch = self.index.search_batch(self.queries.view(), &options, 1).unwrap();
+            assert_eq!(batch[2], few);
+        }
     }
 
     /// A cursor comes to every vector once, however it is read.

@@ -61,8 +61,8 @@ pub struct Engine {
     opq: bool,
 }
 
-/// k of a search, and what it is asked to do: ef, beam, probes, rerank.
-type Sizes<'py> = (Bound<'py, PyAny>, [Option<Bound<'py, PyAny>>; 4]);
+/// k of a search, and what it is asked to do: ef, beam, probes, rerank; epsilon.
+type Sizes<'py> = (Bound<'py, PyAny>, [Option<Bound<'py, PyAny>>; 4], Option<f32>);
 
 /// Kind, links (or sub-quantizers), candidates; bits of a code, what vectors are stored as; alpha, where codes are.
 type Measures = (&'static str, [Option<usize>; 2], Kept, (Option<f32>, Option<String>));
@@ -507,7 +507,7 @@ impl Engine {
         asked: (Option<Given<'py>>, Option<Bound<'py, PyAny>>),
         threads: &Bound<'py, PyAny>,
     ) -> Answer<Bound<'py, PyTuple>> {
-        let ((k, [ef, beam, probes, rerank]), (filter, exact)) = (sizes, asked);
+        let ((k, [ef, beam, probes, rerank], epsilon), (filter, exact)) = (sizes, asked);
         let k = whole("k", &k, 1..=u64::MAX)?;
         let mut search = options(k, ef.as_ref())?;
         if let Some(beam) = beam {
@@ -518,6 +518,9 @@ impl Engine {
         }
         if let Some(rerank) = rerank {
             search = search.rerank(whole("rerank", &rerank, 1..=MAX_EF as u64)?);
+        }
+        if let Some(epsilon) = epsilon {
+            search = search.epsilon(epsilon);
         }
         let threads = input::threads(threads)?;
         let queries = self.vectors(q)?;

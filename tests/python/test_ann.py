@@ -273,6 +273,25 @@ def test_beam() -> None:
             index.search(queries, beam=beam)
 
 
+@pytest.mark.parametrize("make_index", [ann.HNSW, ann.DiskANN])
+def test_epsilon(make_index: type[ann.HNSW] | type[ann.DiskANN]) -> None:
+    x, queries = make(3000), make(100, seed=1)
+    index = make_index(DIM)
+    index.add(x)
+    exact = ann.Flat(DIM)
+    exact.add(x)
+    right = exact.search(queries, 10)[0]
+    recalls = [
+        recall(index.search(queries, 10, ef=400, epsilon=epsilon)[0], right)
+        for epsilon in (0, 0.1, 0.5)
+    ]
+    assert recalls == sorted(recalls)
+    assert recalls[2] > recalls[0]
+    for epsilon in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ann.InputError, match=r"epsilon = .* is not allowed: 0 or more"):
+            index.search(queries, epsilon=epsilon)
+
+
 def test_list_size_is_ef() -> None:
     index = ann.DiskANN(DIM)
     index.add(make(500))

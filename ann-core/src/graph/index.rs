@@ -133,7 +133,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         let mut free = self.scratches.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scratch = free.pop().unwrap_or_default();
         // What the last search was told is nothing to the next, nor to an insertion.
-        scratch.beam = None;
+        (scratch.beam, scratch.epsilon) = (None, None);
         Borrowed { scratch, home: &self.scratches }
     }
 
@@ -184,7 +184,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             return Ok((self.scan(scratch, ids, options.k, f32::INFINITY)?, cost));
         }
         let (sizes, radius) = ((options.list_size(), options.k), f32::NEG_INFINITY);
-        scratch.beam = options.beam;
+        (scratch.beam, scratch.epsilon) = (options.beam, options.epsilon);
         let cost = self.search_pool(scratch, &plan.matcher, sizes, radius, false)?;
         let limits = (options.k, f32::INFINITY);
         Ok((self.results(scratch, &plan.matcher, limits, options)?, cost))

@@ -181,6 +181,16 @@ impl Pool {
         last.map_or(f32::INFINITY, |&last| distance(last).max(self.least_bound))
     }
 
+    /// How far away the last of the nearest `count` admitted candidates is; infinity if there are not as many.
+    pub(crate) fn farthest_of(&self, count: usize) -> f32 {
+        let at = count.saturating_sub(1);
+        let last = match self.len() == self.admitted {
+            true => self.candidates.get(at),
+            false => self.candidates.iter().filter(|&&near| near & OUTSIDE == 0).nth(at),
+        };
+        last.map_or(f32::INFINITY, |&last| distance(last))
+    }
+
     /// Distances have to be right below it: a search that may be resumed returns to those beyond the bound.
     #[inline(always)]
     pub(crate) fn exact_below(&self) -> f32 {
@@ -273,6 +283,12 @@ impl Pool {
     #[inline]
     pub(crate) fn peek(&self) -> Option<u32> {
         self.candidates.get(self.next).map(|&next| id(next))
+    }
+
+    /// How far away that candidate is; infinity if there is none.
+    #[inline]
+    pub(crate) fn next_distance(&self) -> f32 {
+        self.candidates.get(self.next).map_or(f32::INFINITY, |&next| distance(next))
     }
 
     /// The candidates of a pool that is settled.
@@ -425,6 +441,7 @@ mod tests {
         // Behind 1, 2, 3, of which 2 is a way-point.
         assert_eq!(pool.bound_of(2), 4.0);
         assert_eq!((pool.bound_of(5), pool.bound_of(6)), (7.0, f32::INFINITY));
+        assert_eq!((pool.farthest_of(2), pool.farthest_of(7)), (3.0, f32::INFINITY));
         pool.insert(0.5, 7, true);
         pool.met_again(1, 1, false);
         pool.settle();

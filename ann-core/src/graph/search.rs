@@ -51,6 +51,8 @@ pub(crate) struct Scratch {
     pub estimated: bool,
     /// Candidates that are expanded one after the other while the next are fetched; what suits the records without it.
     pub beam: Option<usize>,
+    /// How much farther than what has been found candidates may be, see [`crate::Search::epsilon`].
+    pub epsilon: Option<f32>,
     pub best: Best,
     ahead: VecDeque<(u32, bool)>,
     pub hops: u64,
@@ -132,11 +134,17 @@ impl Scratch {
         }
     }
 
+    /// What candidates have to come below to be expanded.
+    fn reach(&self) -> f32 {
+        reach(&self.pool, &self.found, self.estimated, self.epsilon)
+    }
+
     /// Takes candidates from the pool until `beam` are waiting for their turn; returns the last.
     #[inline]
     fn fill(&mut self, beam: usize) -> Option<u32> {
         let mut last = None;
         while self.ahead.len() < beam
+            && (self.epsilon.is_none() || self.pool.next_distance() < self.reach())
             && let Some(candidate) = self.pool.pop()
         {
             if self.estimated && !self.best.expand(candidate.0) {
@@ -171,10 +179,10 @@ impl Scratch {
             return Ok(None);
         };
         fetch(0);
-        let estimated = self.estimated;
-        let limit = |pool: &Pool, found: &Pool| match estimated {
-            true => beginning(pool, found),
-            false => f32::INFINITY,
+        let (estimated, epsilon) = (self.estimated, self.epsilon);
+        let limit = |pool: &Pool, found: &Pool| {
+            let first = if estimated { beginning(pool, found) } else { f32::INFINITY };
+            first.min(reach(pool, found, estimated, epsilon))
         };
         let bound = pool.exact_below().min(limit(pool, found));
         let step = Step { node, next: pool.peek(), bound };
@@ -209,6 +217,17 @@ impl Scratch {
         pool.settle();
         fetch(2);
         Ok(self.fill(beam))
+    }
+}
+
+/// What is beyond `epsilon` of the farthest that a search is to find, once it has met as many, is not worth a turn.
+#[inline(always)]
+fn reach(pool: &Pool, found: &Pool, estimated: bool, epsilon: Option<f32>) -> f32 {
+    let Some(epsilon) = epsilon else { return f32::INFINITY };
+    let farthest = if estimated { found.bound() } else { pool.farthest_of(found.size()) };
+    match farthest < f32::INFINITY {
+        true => farthest + epsilon * farthest.abs(),
+        false => f32::INFINITY,
     }
 }
 

@@ -76,6 +76,7 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
             let query = slice(queries.row(at));
             rows.query(&query, first + at, &mut scratch.row, &mut scratch.probe)?;
             let sizes = (options.list_size(), options.k);
+            scratch.epsilon = options.epsilon;
             self.approach(scratch, sizes, f32::NEG_INFINITY, false)?;
             scratch.enter(admit)?;
             scratch.set_out(beam, &mut { fetch });

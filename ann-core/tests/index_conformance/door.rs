@@ -152,6 +152,9 @@ fn keys_and_options<K: Kind>(home: Home) {
             ("k", Search::new(0)),
             ("ef", Search::new(1).ef(0)),
             ("ef", Search::new(1).ef(MAX_EF + 1)),
+            ("epsilon", Search::new(1).epsilon(-0.1)),
+            ("epsilon", Search::new(1).epsilon(f32::INFINITY)),
+            ("epsilon", Search::new(1).epsilon(f32::NAN)),
         ] {
             parameter(index.search(&query, &options), name);
             parameter(index.search_batch(rows.view(), &options, 1), name);

@@ -107,7 +107,7 @@ class Engine:
     def search(
         self,
         q: npt.NDArray[Any],
-        sizes: tuple[SupportsIndex, list[SupportsIndex | None]],
+        sizes: tuple[SupportsIndex, list[SupportsIndex | None], float | None],
         asked: tuple[Any, Any],
         threads: SupportsIndex,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]: ...

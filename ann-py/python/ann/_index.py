@@ -233,13 +233,15 @@ class Index:
         efforts: list[SupportsIndex | None],
         asked: tuple[Filter | None, Exact | None],
         threads: SupportsIndex,
+        epsilon: float | None = None,
     ) -> tuple[_Ids, _Distances]:
         """Efforts are ef, beam, probes and rerank."""
         queries = _input.vectors(q, self.dtype)
         filter, exact = asked
         if exact is not None and not callable(exact):
             raise InputError(f"exact = {exact!r} is not allowed: a function of a query and an id")
-        return self._engine.search(queries, (k, efforts), (_input.chosen(filter), exact), threads)
+        sizes = (k, efforts, epsilon)
+        return self._engine.search(queries, sizes, (_input.chosen(filter), exact), threads)
 
     def range_search(
         self,
@@ -417,6 +419,31 @@ class _Graph(Index):
     """What `HNSW` and `DiskANN` have in common."""
 
     __slots__ = ()
+
+    def search(
+        self,
+        q: npt.ArrayLike,
+        k: SupportsIndex = 10,
+        *,
+        ef: SupportsIndex | None = None,
+        epsilon: float | None = None,
+        filter: Filter | None = None,
+        exact: Exact | None = None,
+        threads: SupportsIndex = 0,
+    ) -> tuple[_Ids, _Distances]:
+        """Finds the k nearest vectors of each query; see `Index.search`.
+
+        Args:
+            q, k, ef, filter, exact, threads: as there.
+            epsilon: how much farther away than the k-th nearest so far candidates may be, relative
+                to its distance, 0 or more: 0.05 to 0.2 for recalls of 0.95 to 0.99, about. Hard
+                queries then take longer than easy ones, and the same recall less time, with an `ef`
+                that is large enough for the hardest, 512 or more. None for `ef` candidates of each.
+
+        Raises:
+            InputError: as there; epsilon out of range.
+        """
+        return self._search(q, k, [ef, None, None, None], (filter, exact), threads, epsilon)
 
     def tune(
         self,
@@ -635,6 +662,7 @@ class DiskANN(_Graph):
         *,
         list_size: SupportsIndex | None = None,
         ef: SupportsIndex | None = None,
+        epsilon: float | None = None,
         beam: SupportsIndex | None = None,
         filter: Filter | None = None,
         exact: Exact | None = None,
@@ -644,6 +672,7 @@ class DiskANN(_Graph):
 
         Args:
             q, k, filter, exact, threads: as there.
+            epsilon: as for `HNSW.search`; `list_size` is the `ef` that should be large.
             list_size: candidates that the search keeps; `ef` is another name for it. Below k, where
                 codes are fused, so many are expanded and the rest of the k measured only: the
                 fastest searches of easy data. None for what `tune` has found, else the larger of
@@ -652,12 +681,12 @@ class DiskANN(_Graph):
                 for what suits the size of the index's records.
 
         Raises:
-            InputError: as there; `list_size` and `ef` that differ; beam out of range.
+            InputError: as there; `list_size` and `ef` that differ; beam or epsilon out of range.
         """
         if list_size is not None and ef is not None and list_size != ef:
             raise InputError(f"list_size = {list_size} and ef = {ef} are two names for one number")
         size = ef if list_size is None else list_size
-        return self._search(q, k, [size, beam, None, None], (filter, exact), threads)
+        return self._search(q, k, [size, beam, None, None], (filter, exact), threads, epsilon)
 
 
 class Tuned(NamedTuple):
