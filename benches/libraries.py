@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,11 @@ class NumpyFlat(Library):
             np.save(file, self.rows)
 
 
+# What our graphs are searched with besides pools of one size for all queries.
+LARGE = 512
+EPSILONS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)
+
+
 class AnnHnsw(Library):
     """Our HNSW, searched in memory as it was built."""
 
@@ -58,7 +64,10 @@ class AnnHnsw(Library):
         )
         self.index.add(train, threads=task.threads)
 
-    def search(self, queries: np.ndarray, k: int, **setting: int) -> np.ndarray:
+    def settings(self, n: int) -> list[Setting]:
+        return super().settings(n) + [{"ef": LARGE, "epsilon": e} for e in EPSILONS]
+
+    def search(self, queries: np.ndarray, k: int, **setting: Any) -> np.ndarray:
         return self.index.search(queries, k, threads=1, **setting)[0]
 
     def save(self, path: Path) -> None:
@@ -98,7 +107,7 @@ class AnnDiskAnn(AnnHnsw):
     def settings(self, n: int) -> list[Setting]:
         return [{"ef": ef} for ef in self.few] + super().settings(n)
 
-    def search(self, queries: np.ndarray, k: int, **setting: int) -> np.ndarray:
+    def search(self, queries: np.ndarray, k: int, **setting: Any) -> np.ndarray:
         if self.of_bytes:
             # Such queries are bytes to begin with.
             if self.asked[0] is not queries:

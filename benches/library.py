@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-Setting = dict[str, int]
+Setting = dict[str, Any]
 
 EF = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 800)
 
