@@ -15,8 +15,10 @@ use crate::kernel::wide::wide;
 use super::code::{self, choose};
 
 /// Points that are taken for queries, and how many of the nearest to each tell of the stretch.
-const ASKING: usize = 256;
+const ASKING: usize = 128;
 const NEAR: usize = 3;
+/// Floats of the points that these are among, at most: a training is to be interrupted within a second.
+const FLOATS: usize = 1 << 22;
 
 /// Outside of it there is something wrong with what it was learnt from, or read.
 pub(super) const ALLOWED: RangeInclusive<f32> = 0.5..=8.0;
@@ -31,7 +33,7 @@ pub(super) struct Sample<'a> {
 }
 
 /// The stretch of a quantizer's codes, which `lean` on centroids, if what they miss along a vector counts `weight` times;
-/// 1 if the sample does not tell. O(points * dim) for each of 256 of them, on the current thread pool.
+/// 1 if the sample does not tell. O(points * dim) for each of 128 of them, on the current thread pool.
 pub(super) fn learn(
     pq: &Pq,
     rotation: Option<&opq::Rotation>,
@@ -40,6 +42,7 @@ pub(super) fn learn(
 ) -> f32 {
     let &Sample { residuals, nearest, centroids } = sample;
     let dim = pq.dim();
+    let nearest = &nearest[..nearest.len().min((FLOATS / dim).max(1))];
     let mut centres = centroids.to_vec();
     if let Some(rotation) = rotation {
         rotation.apply_all(centroids, &mut centres);
