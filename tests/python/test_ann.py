@@ -280,13 +280,13 @@ def test_epsilon(make_index: type[ann.HNSW] | type[ann.DiskANN]) -> None:
     index.add(x)
     exact = ann.Flat(DIM)
     exact.add(x)
-    right = exact.search(queries, 10)[0]
+    right = exact.search(queries, 1)[0]
     recalls = [
-        recall(index.search(queries, 10, ef=400, epsilon=epsilon)[0], right)
+        recall(index.search(queries, 1, ef=400, epsilon=epsilon)[0], right)
         for epsilon in (0, 0.1, 0.5)
     ]
     assert recalls == sorted(recalls)
-    assert recalls[2] > recalls[0]
+    assert 0.5 < recalls[0] < recalls[2]
     for epsilon in (-0.5, float("nan"), float("inf")):
         with pytest.raises(ann.InputError, match=r"epsilon = .* is not allowed: 0 or more"):
             index.search(queries, epsilon=epsilon)

@@ -134,7 +134,7 @@ impl Scratch {
         }
     }
 
-    /// What candidates have to come below to be expanded.
+    /// What candidates must not be beyond to be expanded: the nearest itself may be what it is reckoned from.
     fn reach(&self) -> f32 {
         reach(&self.pool, &self.found, self.estimated, self.epsilon)
     }
@@ -144,7 +144,7 @@ impl Scratch {
     fn fill(&mut self, beam: usize) -> Option<u32> {
         let mut last = None;
         while self.ahead.len() < beam
-            && (self.epsilon.is_none() || self.pool.next_distance() < self.reach())
+            && (self.epsilon.is_none() || self.pool.next_distance() <= self.reach())
             && let Some(candidate) = self.pool.pop()
         {
             if self.estimated && !self.best.expand(candidate.0) {
