@@ -440,6 +440,8 @@ impl<S: PageStore> IvfPq<S> {
         change.expect(page, offset, &bytes[..shape.links()]);
         let list = shape.links() + std::mem::offset_of!(Links, list);
         change.expect(page, offset + list, &bytes[list..list + 4]);
+        // And the place must be free still: what was read is younger than the choice of it.
+        change.expect(page, offset + at, &NONE.to_le_bytes());
         shape.put(&mut bytes, place.lane, codes, factors, slot);
         change.put(page, offset, &bytes[..shape.codes()]);
         for number in 0..shape.factors {

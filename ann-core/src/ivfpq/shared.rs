@@ -183,3 +183,38 @@ impl<S: PageStore> IvfPq<S> {
         Ok(done && record.retired.get() == 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ivfpq::lists::{Entry, Factors};
+    use crate::metric::Metric;
+    use crate::page::MemStore;
+    use crate::page::testing::{Common, Rng};
+
+    /// Another's entry may come to a place between the look that found it free and the one that the change goes by.
+    #[test]
+    fn a_place_that_others_have_taken_is_left_to_them() {
+        let store = Common::new(MemStore::new(4096).unwrap());
+        IvfPq::builder(8).metric(Metric::L2sq).train_at(64).build_in(store.clone()).unwrap();
+        let mut one = IvfPq::open_in(store.clone()).unwrap();
+        let mut rng = Rng(1);
+        for key in 0..100 {
+            let row: Vec<f32> = (0..8).map(|_| (rng.next() % 100) as f32).collect();
+            one.insert_one(&row, key).unwrap();
+        }
+        let mut sweep = one.begin_sweep(20).unwrap();
+        while one.step(&mut sweep).unwrap() {}
+        let mut other = IvfPq::open_in(store).unwrap();
+        let list = one.model().unwrap().unwrap().lists[0];
+        let (codes, factors) = (vec![0; one.block.subs], Factors::default());
+
+        let place = one.place(list).unwrap();
+        let entry = Entry { slot: 5, codes: &codes, factors };
+        assert_eq!(other.append(list, &[entry]).unwrap(), 1);
+        let mut change = Change::default();
+        one.put_entry(&mut change, place, &codes, factors, 6).unwrap();
+        assert!(!one.rows.commit(&mut change).unwrap());
+        assert_eq!(one.any_block(place.block).unwrap().0[place.lane], 5);
+    }
+}
