@@ -84,13 +84,13 @@ impl Scratch {
     /// Starts the next pool of a resumable search. False if there is nothing left.
     pub(crate) fn refill(&mut self) -> bool {
         let Scratch { pool, best, estimated, .. } = self;
-        pool.refill(|id, distance| !*estimated || best.is_best(id, sorting(distance)))
+        pool.refill(of_use(best, *estimated))
     }
 
     /// The nearest candidate that a resumable search has left out.
     pub(crate) fn nearest_left_out(&mut self) -> Option<f32> {
         let Scratch { pool, best, estimated, .. } = self;
-        pool.nearest_left_out(|id, distance| !*estimated || best.is_best(id, sorting(distance)))
+        pool.nearest_left_out(of_use(best, *estimated))
     }
 
     /// Expands candidates until the pool has no more.
@@ -218,6 +218,11 @@ impl Scratch {
         fetch(2);
         Ok(self.fill(beam))
     }
+}
+
+/// Which candidates that have been left out are of use still: where they are estimates, the best of their nodes'.
+fn of_use(best: &Best, estimated: bool) -> impl Fn(u32, f32) -> bool {
+    move |id, distance| !estimated || best.is_best(id, sorting(distance))
 }
 
 /// What is beyond `epsilon` of the farthest that a search is to find, once it has met as many, is not worth a turn.

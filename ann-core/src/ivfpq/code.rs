@@ -261,9 +261,8 @@ impl Coder {
     ) -> Option<Factors> {
         match self {
             Coder::Pq { pq, rotation: None, stretch, lean } => {
-                let mut decoded = vec![0.0; pq.dim()];
-                pq.decode(codes, &mut decoded);
-                decoded.iter_mut().for_each(|x| *x *= stretch);
+                let mut decoded = Vec::new();
+                decode(pq, *stretch, codes, &mut decoded);
                 Some(factors(&decoded, centroid, *lean, metric))
             }
             Coder::Pq { .. } | Coder::RaBitQ(..) => None,
@@ -316,12 +315,17 @@ fn encode_pq(
     let Wanted { vector, residual, centroid, metric, weight, .. } = wanted;
     choose(pq, residual, vector, weight, codes, scratch);
     let decoded = &mut scratch.decoded;
-    decoded.resize(pq.dim(), 0.0);
-    pq.decode(codes, decoded);
-    decoded.iter_mut().for_each(|x| *x *= stretch);
+    decode(pq, stretch, codes, decoded);
     let squares = decoded.iter().zip(residual).map(|(x, r)| f64::from(r - x).powi(2));
     let missed = squares.sum::<f64>().sqrt() as f32;
     (factors(decoded, centroid, lean, metric), missed)
+}
+
+/// What a code stands for.
+fn decode(pq: &Pq, stretch: f32, codes: &[u8], decoded: &mut Vec<f32>) {
+    decoded.resize(pq.dim(), 0.0);
+    pq.decode(codes, decoded);
+    decoded.iter_mut().for_each(|x| *x *= stretch);
 }
 
 /// Chooses the code of what a vector has beside a centroid. What it misses along the vector counts `weight` times.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::code::opq;
 use crate::code::pq::Pq;
-use crate::kernel::wide::wide;
+use crate::kernel::wide::sum_of;
 
 use super::code::{self, choose};
 
@@ -84,18 +84,11 @@ pub(super) fn learn(
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    wide(
+    sum_of(
+        a,
+        b,
         #[inline(always)]
-        || {
-            let mut lanes = [0f32; 8];
-            let (a, rest_a) = a.as_chunks::<8>();
-            let (b, rest_b) = b.as_chunks::<8>();
-            for (a, b) in a.iter().zip(b) {
-                (0..8).for_each(|i| lanes[i] += a[i] * b[i]);
-            }
-            let rest = rest_a.iter().zip(rest_b).map(|(a, b)| a * b);
-            lanes.iter().sum::<f32>() + rest.sum::<f32>()
-        },
+        |a, b| a * b,
     )
 }
 

@@ -9,7 +9,7 @@ use crate::code::kmeans::{self, Training};
 use crate::code::{Rotation, opq, pq};
 use crate::element::Element;
 use crate::error::Result;
-use crate::kernel::wide::wide;
+use crate::kernel::wide::sum_of;
 use crate::page::PageStore;
 use crate::rows::{ALONG, FITTED};
 use crate::seed::mix;
@@ -298,19 +298,10 @@ fn share(residuals: &[f32], nearest: &[u32], centroids: &[f32], dim: usize) -> f
 
 /// Their squared distance.
 fn square_to(a: &[f32], b: &[f32]) -> f32 {
-    wide(
+    sum_of(
+        a,
+        b,
         #[inline(always)]
-        || {
-            let mut lanes = [0f32; 8];
-            let (a, rest_a) = a.as_chunks::<8>();
-            let (b, rest_b) = b.as_chunks::<8>();
-            for (a, b) in a.iter().zip(b) {
-                for i in 0..8 {
-                    lanes[i] += (a[i] - b[i]) * (a[i] - b[i]);
-                }
-            }
-            let rest = rest_a.iter().zip(rest_b).map(|(a, b)| (a - b) * (a - b));
-            lanes.iter().sum::<f32>() + rest.sum::<f32>()
-        },
+        |a, b| (a - b) * (a - b),
     )
 }

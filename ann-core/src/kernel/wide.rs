@@ -36,3 +36,22 @@ unsafe fn avx512<R>(work: impl FnOnce() -> R) -> R {
 unsafe fn avx2<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
+
+/// The sum of what `term` makes of each pair of coordinates, in eight lanes: the same on every machine.
+pub(crate) fn sum_of(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+    wide(
+        #[inline(always)]
+        || {
+            let mut lanes = [0f32; 8];
+            let (a, rest_a) = a.as_chunks::<8>();
+            let (b, rest_b) = b.as_chunks::<8>();
+            for (a, b) in a.iter().zip(b) {
+                for i in 0..8 {
+                    lanes[i] += term(a[i], b[i]);
+                }
+            }
+            let rest = rest_a.iter().zip(rest_b).map(|(&a, &b)| term(a, b));
+            lanes.iter().sum::<f32>() + rest.sum::<f32>()
+        },
+    )
+}
