@@ -227,8 +227,7 @@ impl Pool {
     #[inline]
     pub(crate) fn settle(&mut self) {
         if !self.coming.is_empty() {
-            self.coming.sort_unstable();
-            let first = self.sorted.merge(&mut self.candidates, &self.coming);
+            let first = self.sorted.merge(&mut self.candidates, &mut self.coming);
             self.next = self.next.min(first);
             self.coming.clear();
         }
@@ -236,6 +235,12 @@ impl Pool {
     }
 
     fn trim(&mut self) {
+        let all_count = self.admitted == self.candidates.len();
+        let keeps_no_more = !self.resumable && self.radius == f32::NEG_INFINITY;
+        if all_count && keeps_no_more && self.admitted > self.ef {
+            self.candidates.truncate(self.ef);
+            self.admitted = self.ef;
+        }
         while self.admitted >= self.ef
             && let Some(&last) = self.candidates.last()
         {
