@@ -74,7 +74,7 @@ impl FromStr for DType {
 }
 
 /// Elements that are turned into floats at a time.
-pub(crate) const STEP: usize = 32;
+pub(crate) const STEP: usize = 64;
 
 /// Calls `each` with the floats of little-endian `bytes`, [`STEP`] at a time.
 pub(crate) fn floats_of<T: Element>(bytes: &[u8], mut each: impl FnMut(&[f32])) {

@@ -172,6 +172,11 @@ impl Space {
     fn checked_halves<T: Element>(&self, vector: &[T], row: usize) -> Result<Option<Vec<f16>>> {
         self.check_shape::<T>(vector.len())?;
         let Some(halves) = self.halves(vector) else { return Ok(None) };
+        // All are finite, mostly, which a loop that does not stop on the way sees faster.
+        let largest = halves.iter().fold(0, |largest, half| (half.to_bits() << 1).max(largest));
+        if largest < f16::INFINITY.to_bits() << 1 {
+            return Ok(Some(halves));
+        }
         let lost = |(half, given): (&f16, &T)| given.to_f32().is_finite() && !half.is_finite();
         match halves.iter().zip(vector).position(lost) {
             Some(column) => {
