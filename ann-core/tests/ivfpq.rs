@@ -285,6 +285,8 @@ fn a_long_list_is_split() {
     index.verify().unwrap();
     let lists = index.lists().unwrap();
     assert!((31..60).contains(&lists), "{lists}");
+    // The same share of all lists.
+    let options = options.probes(20 * lists / 30);
     let after = recall_of(&index, &exact, &queries, &options);
     assert!(after > before - 0.02 && after > 0.9, "{before}, {after}");
 }

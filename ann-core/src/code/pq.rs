@@ -12,7 +12,9 @@ use crate::kernel::wide::wide;
 use crate::seed::mix;
 
 /// Iterations of a codebook's training.
-const ITERATIONS: usize = 12;
+const ITERATIONS: usize = 40;
+/// Points whose distances to codewords are found side by side.
+const LANES: usize = 32;
 /// Rounds in which pieces choose anew, each knowing what the others miss.
 const ROUNDS: usize = 3;
 
@@ -324,23 +326,23 @@ fn least(values: &[f32]) -> u8 {
 
 /// Moves the codewords of one piece to the means of what is nearest to them, some times.
 fn lloyd(piece: &[f32], width: usize, words: usize, book: &mut [f32], iterations: usize) {
-    let mut squares = vec![0f32; words];
+    // Points by the block, one coordinate of all of them after the other.
+    let mut blocks = vec![0f32; piece.len().next_multiple_of(width * LANES)];
+    for (at, point) in piece.chunks_exact(width).enumerate() {
+        let block = &mut blocks[at / LANES * width * LANES..];
+        point.iter().enumerate().for_each(|(i, &value)| block[i * LANES + at % LANES] = value);
+    }
     for _ in 0..iterations {
         let (mut sums, mut counts) = (vec![0f64; width * words], vec![0u32; words]);
-        for point in piece.chunks_exact(width) {
-            wide(
-                #[inline(always)]
-                || {
-                    squares.fill(0.0);
-                    for (i, &value) in point.iter().enumerate() {
-                        add_squares(value, &book[i * words..][..words], &mut squares);
-                    }
-                },
-            );
-            let word = usize::from(least(&squares));
-            counts[word] += 1;
-            for (i, &value) in point.iter().enumerate() {
-                sums[i * words + word] += f64::from(value);
+        let points = piece.chunks(width * LANES);
+        for (block, points) in blocks.chunks_exact(width * LANES).zip(points) {
+            let nearest = nearest(block, width, words, book);
+            for (point, word) in points.chunks_exact(width).zip(nearest) {
+                let word = word as usize;
+                counts[word] += 1;
+                for (i, &value) in point.iter().enumerate() {
+                    sums[i * words + word] += f64::from(value);
+                }
             }
         }
         for i in 0..width {
@@ -349,6 +351,31 @@ fn lloyd(piece: &[f32], width: usize, words: usize, book: &mut [f32], iterations
             }
         }
     }
+}
+
+/// The codeword nearest to each point of a block, the first of those that are as near.
+fn nearest(block: &[f32], width: usize, words: usize, book: &[f32]) -> [u32; LANES] {
+    wide(
+        #[inline(always)]
+        || {
+            let (mut least, mut nearest) = ([f32::INFINITY; LANES], [0; LANES]);
+            for word in 0..words {
+                let mut squares = [0f32; LANES];
+                for (i, values) in block.as_chunks::<LANES>().0[..width].iter().enumerate() {
+                    let of_word = book[i * words + word];
+                    for (square, value) in squares.iter_mut().zip(values) {
+                        *square += (value - of_word).powi(2);
+                    }
+                }
+                for lane in 0..LANES {
+                    let is_nearer = squares[lane] < least[lane];
+                    least[lane] = if is_nearer { squares[lane] } else { least[lane] };
+                    nearest[lane] = if is_nearer { word as u32 } else { nearest[lane] };
+                }
+            }
+            nearest
+        },
+    )
 }
 
 #[cfg(test)]
