@@ -7,10 +7,10 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use ann_core::testing::Rng;
-use ann_core::{AddOptions, Element, Error, Filter, Hit, Index, Metric, MmapStore, Search};
+use ann_core::{AddOptions, DType, Element, Error, Filter, Hit, Index, Metric, MmapStore, Search};
 use common::home::{
-    ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, AnIvfPq, AnyStore, ByteIvfPq, Home, Kind,
-    TurnedIvfPq,
+    ACodedHnsw, ACompact, ADiskAnn, AFlat, ARoundedDiskAnn, AnHnsw, AnIvfPq, AnyStore, ByteIvfPq,
+    Home, Kind, RoundedIvfPq, TurnedIvfPq,
 };
 use common::oracle::{Oracle, Tally};
 use half::f16;
@@ -42,7 +42,7 @@ impl<K: Kind, T: Element> Case<K, T> {
         Case {
             index,
             home,
-            oracle: Oracle::new(metric),
+            oracle: Oracle::new(metric).rounding(K::rounds(T::DTYPE, metric)),
             gone: Vec::new(),
             folder,
             queries,
@@ -216,7 +216,10 @@ impl<K: Kind, T: Element> Case<K, T> {
         assert_eq!(stats.page_size, 4096);
         assert!(stats.slots >= stats.len + stats.tombstones);
         assert!(stats.bytes >= stats.bytes_by_part.iter().sum::<u64>() + 4096);
-        let vectors = stats.slots * self.index.dim() * T::DTYPE.size();
+        let rounds = K::rounds(T::DTYPE, self.index.metric());
+        let stored = if rounds { DType::I8 } else { T::DTYPE };
+        assert_eq!(stats.vectors, Some(stored));
+        let vectors = stats.slots * self.index.dim() * stored.size();
         assert!(stats.bytes_by_part[0] >= vectors as u64);
         assert!(stats.len == 0 || stats.key_map_bytes > 0, "`get` has needed the key map");
         assert!(stats.twins <= stats.len && !stats.instruction_set.is_empty());
@@ -409,4 +412,40 @@ homes! {
     ivfpq_under_latches: AnIvfPq, Home::Latches;
     ivfpq_of_bytes: ByteIvfPq, Home::Memory;
     ivfpq_of_rabitq: TurnedIvfPq, Home::Latches;
+}
+
+/// Where all that is kept of vectors is their direction.
+macro_rules! rounded {
+    ($($module:ident: $kind:ty, $home:expr;)*) => {$(
+        mod $module {
+            use super::*;
+
+            #[test]
+            fn of_f32() {
+                suite::<$kind, f32>($home, Metric::Cosine);
+            }
+
+            #[test]
+            fn of_f16() {
+                suite::<$kind, f16>($home, Metric::Cosine);
+            }
+
+            #[test]
+            fn spanning_rows() {
+                spanning::<$kind, f32>($home, 9000, Metric::Cosine);
+                spanning::<$kind, f32>($home, 8063, Metric::Cosine);
+            }
+
+            #[test]
+            fn bad_input() {
+                door::suite::<$kind>($home);
+            }
+        }
+    )*};
+}
+
+rounded! {
+    rounded_diskann_in_memory: ARoundedDiskAnn, Home::Memory;
+    rounded_diskann_under_latches: ARoundedDiskAnn, Home::Latches;
+    rounded_ivfpq_under_latches: RoundedIvfPq, Home::Latches;
 }

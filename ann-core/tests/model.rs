@@ -3,9 +3,10 @@
 
 mod common;
 
-use ann_core::{AddOptions, Element, Filter, Index, Metric, Search};
+use ann_core::{AddOptions, DType, Element, Filter, Index, Metric, Search};
 use common::home::{
-    ACodedHnsw, ACompact, ADiskAnn, AFlat, AnHnsw, AnIvfPq, ByteIvfPq, Home, Kind, TurnedIvfPq,
+    ACodedHnsw, ACompact, ADiskAnn, AFlat, ARoundedDiskAnn, AnHnsw, AnIvfPq, ByteIvfPq, Home, Kind,
+    RoundedIvfPq, TurnedIvfPq,
 };
 use common::oracle::{Oracle, Tally};
 use ndarray::{Array2, Axis};
@@ -87,7 +88,7 @@ impl<K: Kind, T: Element> Life<K, T> {
         let store = home.create(&folder.path().join("index"), 4096).unwrap();
         Life {
             index: K::build(DIM, T::DTYPE, metric, store).unwrap(),
-            oracle: Oracle::new(metric),
+            oracle: Oracle::new(metric).rounding(K::rounds(T::DTYPE, metric)),
             gone: Vec::new(),
             stock: stock(),
             folder,
@@ -232,7 +233,11 @@ fn run<K: Kind>(cases: u32) {
     };
     let homes = prop_oneof![Just(Home::Memory), Just(Home::File), Just(Home::Latches)];
     let metrics = prop_oneof![Just(Metric::L2sq), Just(Metric::InnerProduct), Just(Metric::Cosine)];
-    let lives = (vec(step(), 1..40), homes, metrics, any::<bool>());
+    // Of what rounds, nothing else is new.
+    let rounds = K::rounds(DType::F32, Metric::Cosine);
+    let metrics = metrics.prop_map(move |metric| if rounds { Metric::Cosine } else { metric });
+    let floats = any::<bool>().prop_map(move |floats| floats || rounds);
+    let lives = (vec(step(), 1..40), homes, metrics, floats);
     let result = TestRunner::new(config).run(&lives, |(steps, home, metric, floats)| {
         match floats {
             true => live::<K, f32>(&steps, home, metric),
@@ -281,4 +286,14 @@ fn ivfpq_of_bytes() {
 #[test]
 fn ivfpq_of_rabitq() {
     run::<TurnedIvfPq>(100);
+}
+
+#[test]
+fn rounded_diskann() {
+    run::<ARoundedDiskAnn>(100);
+}
+
+#[test]
+fn rounded_ivfpq() {
+    run::<RoundedIvfPq>(60);
 }

@@ -98,6 +98,13 @@ impl DiskAnnBuilder {
     /// What vectors are stored as: `dtype`, which it is unless it is set, or `f16` where that is `f32`. Halves take
     /// half the space, and distances, results' included, are those of the halves; a value beyond 65,504 is refused.
     ///
+    /// Under cosine, where only directions count, `i8` is allowed for both kinds of floats: a byte a coordinate, each
+    /// vector, queries too, scaled so that its largest coordinate by absolute value becomes 127, and rounded. Distances
+    /// are those of the rounded vectors, off by some 4e-4 at 384 dimensions, and [`crate::Index::get`] gives a vector of
+    /// length one. It is for embeddings of a hundred dimensions or more whose nearest need not be told apart finer than
+    /// that: a few in a thousand of the true nearest are lost for good, whatever the list size. Vectors that round to the
+    /// same bytes count as equal.
+    ///
     /// `None` keeps only codes of them, by node. Links of later vectors are then chosen by these, and results carry
     /// estimates, squared distances near zero even below it, unless a search is given the caller's own distances
     /// ([`crate::Search::exact`]). Codes are relative to the mean of the vectors that are added first, if these are 32

@@ -36,7 +36,7 @@ impl Bytes {
     }
 
     fn space(space: &Space) -> Option<Space> {
-        let is_wide = matches!(space.dtype, DType::F32 | DType::F16) && space.dim >= LEAST_DIM;
+        let is_wide = matches!(space.stored, DType::F32 | DType::F16) && space.dim >= LEAST_DIM;
         // Its kernels for bytes are not faster than those for floats.
         let isa = Some(space.isa()).filter(|&isa| is_wide && isa != Isa::Simsimd)?;
         Space::new(space.dim, DType::I8, Metric::L2sq, Some(isa)).ok()

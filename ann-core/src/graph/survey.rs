@@ -115,7 +115,7 @@ impl<'a, T: Element> Survey<'a, T> {
         *seen = next.end;
         match stage {
             Stage::Check => check_some(&index.rows.space, vectors, next)?,
-            Stage::Hash(hashed) => hashed.extend(hashes(vectors, order, next)),
+            Stage::Hash(hashed) => hashed.extend(hashes(&index.rows.space, vectors, order, next)),
             Stage::Compare(hashed, first) => {
                 for at in next {
                     let (hash, place) = hashed[at];
@@ -123,7 +123,7 @@ impl<'a, T: Element> Survey<'a, T> {
                         *first = at;
                     }
                     let (one, row) = (order[hashed[*first].1 as usize], order[place as usize]);
-                    if one != row && are_equal(vectors, one, row) {
+                    if one != row && are_equal(&index.rows.space, vectors, one, row) {
                         repeats.push((row, one));
                     }
                 }

@@ -76,8 +76,8 @@ impl HnswBuilder {
         self
     }
 
-    /// What vectors are stored as: `dtype`, which it is unless it is set, or `f16` where that is `f32`, or `None` for
-    /// codes alone. As [`crate::DiskAnnBuilder::vectors`].
+    /// What vectors are stored as: `dtype`, which it is unless it is set, `f16` where that is `f32`, `i8` of floats
+    /// under cosine, or `None` for codes alone. As [`crate::DiskAnnBuilder::vectors`].
     pub fn vectors(mut self, vectors: impl Into<Option<DType>>) -> HnswBuilder {
         self.vectors = vectors.into();
         self.keeps_vectors = self.vectors.is_some();

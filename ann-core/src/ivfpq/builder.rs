@@ -73,7 +73,8 @@ impl IvfPqBuilder {
     }
 
     /// What vectors are stored as, for exact distances: `dtype`, which it is unless it is set, or `f16` where that is
-    /// `f32`. Halves take half the space, and distances are theirs; a value beyond 65,504 is refused.
+    /// `f32`. Halves take half the space, and distances are theirs; a value beyond 65,504 is refused. Of floats under
+    /// cosine `i8` keeps directions in a byte a coordinate; see [`crate::DiskAnnBuilder::vectors`].
     ///
     /// `None` keeps only codes of them; [`IvfPqBuilder::code_bits`] says which. Results carry estimates then, squared
     /// distances near zero even below it, unless a search is given the caller's own distances

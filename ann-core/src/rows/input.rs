@@ -122,13 +122,13 @@ fn check_unique(count: usize, keys: &[u64]) -> Result<()> {
 
 /// Hashes of rows of a matrix, those at some places of an order, each with its place. Runs on the current thread pool.
 pub(crate) fn hashes<T: Element>(
+    space: &Space,
     vectors: &ArrayView2<'_, T>,
     order: &[u32],
     places: Range<usize>,
 ) -> Vec<(u64, u32)> {
     let hash = |bytes: &mut Vec<u8>, place: usize| {
-        bytes.clear();
-        T::extend_bytes(&slice(vectors.row(order[place] as usize)), bytes);
+        tell(space, vectors, order[place], bytes);
         let mut hasher = DefaultHasher::new();
         hasher.write(bytes);
         (hasher.finish(), place as u32)
@@ -136,13 +136,28 @@ pub(crate) fn hashes<T: Element>(
     places.into_par_iter().map_init(Vec::new, hash).collect()
 }
 
-/// Whether two rows of a matrix are the same. Bits, not values: -0.0 and 0.0 are the same number, but not given back
-/// the same.
-pub(crate) fn are_equal<T: Element>(vectors: &ArrayView2<'_, T>, a: u32, b: u32) -> bool {
+/// Whether two rows of a matrix are the same to an index. Bits, not values: -0.0 and 0.0 are the same number, but not
+/// given back the same.
+pub(crate) fn are_equal<T: Element>(
+    space: &Space,
+    vectors: &ArrayView2<'_, T>,
+    a: u32,
+    b: u32,
+) -> bool {
     let [a, b] = [a, b].map(|row| {
         let mut bytes = Vec::new();
-        T::extend_bytes(&slice(vectors.row(row as usize)), &mut bytes);
+        tell(space, vectors, row, &mut bytes);
         bytes
     });
     a == b
+}
+
+/// Makes `bytes` what tells a row of a matrix from others: it, or the direction that is left of it.
+fn tell<T: Element>(space: &Space, vectors: &ArrayView2<'_, T>, row: u32, bytes: &mut Vec<u8>) {
+    bytes.clear();
+    let vector = slice(vectors.row(row as usize));
+    match space.is_scaled() {
+        true => space.encode(&vector, bytes),
+        false => T::extend_bytes(&vector, bytes),
+    }
 }

@@ -9,6 +9,7 @@ use crate::metric::Metric;
 use crate::page::HEADER;
 
 use super::codes::CENTRE_FLOATS;
+use super::narrow::narrows;
 
 /// The first bytes of a meta page's body.
 pub(crate) const MAGIC: [u8; 8] = *b"ANNINDEX";
@@ -291,12 +292,15 @@ impl Meta {
         if DType::from_code(meta.dtype).is_none() {
             return bad(format!("unknown element type {}", meta.dtype));
         }
-        let narrowed = (meta.dtype, meta.stored) == (DType::F32 as u8, DType::F16 as u8);
+        let is_narrowed = match (DType::from_code(meta.stored), Metric::from_code(meta.metric)) {
+            (Some(stored), Some(metric)) => narrows(meta.dtype(), stored, metric),
+            _ => false,
+        };
         let has_lists = meta.try_kind() == Some(Kind::IvfPq);
         let is_coded = matches!(meta.by_node_bits(), 1 | 2 | 4 | 8);
         // Lists have codes of their own: those of rows come in their place, and may be left out.
         let is_replaced = (is_coded || has_lists) && !meta.has_vectors();
-        if meta.stored != 0 && !narrowed && !is_replaced {
+        if meta.stored != 0 && !is_narrowed && !is_replaced {
             return bad(format!("element type {} stored as {}", meta.dtype, meta.stored));
         }
         if meta.by_node != 0 && (!is_coded || has_lists && !is_replaced) {

@@ -11,6 +11,7 @@ mod filter;
 mod input;
 mod keys;
 mod meta;
+mod narrow;
 mod report;
 mod shared;
 mod space;

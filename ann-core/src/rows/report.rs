@@ -86,7 +86,7 @@ impl std::fmt::Display for Layout {
 }
 
 impl<S: PageStore> Rows<S> {
-    /// The vector of a key, as it was given, or as near to it as what is stored.
+    /// The vector of a key, as it was given, or as near to it as what is stored: of length one if that is a direction.
     pub(crate) fn get<T: Element>(&self, key: u64) -> Result<Option<Vec<T>>> {
         if T::DTYPE != self.space.dtype {
             return Err(Error::ElementType { got: T::DTYPE, want: self.space.dtype });
@@ -101,6 +101,11 @@ impl<S: PageStore> Rows<S> {
         self.row(id, &mut row)?;
         if self.space.stored == self.space.dtype {
             return Ok(Some(T::from_bytes(&row[..self.space.vector_bytes()])));
+        }
+        if self.space.is_scaled() {
+            let mut floats = Vec::new();
+            self.space.floats(&row, &mut floats);
+            return Ok(Some(floats.into_iter().map(T::from_f32).collect()));
         }
         let halves = f16::from_bytes(&row[..self.space.vector_bytes()]);
         Ok(Some(halves.into_iter().map(|half| T::from_f32(half.to_f32())).collect()))

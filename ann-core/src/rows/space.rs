@@ -1,7 +1,7 @@
 //! The space that rows live in: their layout, and distances made of the kernels' raw sums.
 //!
 //! A row is the vector's bytes, and under cosine, at the next multiple of four, a float: `1 / |v|`. Vectors are
-//! stored as they were given.
+//! stored as they were given, or narrower (see `narrow`).
 //!
 //! Graphs are built with the distances that searches use. Under inner product that is no metric, but pruning only
 //! compares distances, and links chosen by it lead to long vectors, where the answers are (Morozov and Babenko,
@@ -18,6 +18,7 @@ use crate::page::PageStore;
 
 use super::array::Array;
 use super::codes::Asked;
+use super::narrow::{allowed, narrows, scaled};
 
 /// Dimension, element type and metric, and the kernel that serves them.
 pub(crate) struct Space {
@@ -64,17 +65,13 @@ impl Space {
         metric: Metric,
         isa: Option<Isa>,
     ) -> Result<Space> {
-        if stored != dtype && (dtype, stored) != (DType::F32, DType::F16) {
-            let allowed = match dtype {
-                DType::F32 => "f32 or f16, for elements of type f32".into(),
-                dtype => format!("{dtype}, for elements of that type"),
-            };
-            return Err(Error::parameter("vectors", stored, allowed));
+        if stored != dtype && !narrows(dtype, stored, metric) {
+            return Err(Error::parameter("vectors", stored, allowed(dtype, metric)));
         }
         Space::storing(dim, dtype, stored, metric, isa)
     }
 
-    /// A space whose rows hold elements of another type than the caller's: halves of floats.
+    /// A space whose rows hold elements of another type than the caller's; see [`narrows`].
     pub(crate) fn storing(
         dim: usize,
         dtype: DType,
@@ -151,6 +148,10 @@ impl Space {
 
     /// Checks a vector at the door; `row` is for the message.
     pub(crate) fn check<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
+        if self.is_scaled() {
+            self.check_shape::<T>(vector.len())?;
+            return self.stored_norm2(vector, row).map(drop);
+        }
         match self.checked_halves(vector, row)? {
             Some(halves) => self.stored_norm2(&halves, row).map(drop),
             None => self.stored_norm2(vector, row).map(drop),
@@ -199,10 +200,10 @@ impl Space {
         })
     }
 
-    /// The squared norm of a vector that passes, as it is stored; zero where it does not matter.
+    /// The squared norm of a vector that passes, as it is given; zero where it does not matter.
     fn stored_norm2<T: Element>(&self, vector: &[T], row: usize) -> Result<f64> {
         // Integers are finite, and their norms are no worry.
-        let is_float = matches!(self.stored, DType::F32 | DType::F16);
+        let is_float = matches!(T::DTYPE, DType::F32 | DType::F16);
         if !is_float && self.metric != Metric::Cosine {
             return Ok(0.0);
         }
@@ -240,6 +241,9 @@ impl Space {
         if vector.len() != self.dim {
             return Err(format!("{} of {} elements", vector.len(), self.dim));
         }
+        if self.is_scaled() {
+            self.verify_scaled(row)?;
+        }
         let norm = self.stored_norm2(&vector, 0).map_err(|error| error.to_string())?;
         let tail = self.tail_of(row, 0);
         let right = self.metric != Metric::Cosine || tail == inverse(norm);
@@ -248,6 +252,9 @@ impl Space {
 
     /// Appends the row of a vector that passed [`Space::check`].
     pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) {
+        if self.is_scaled() {
+            return self.encode_stored(&scaled(vector), out);
+        }
         match self.halves(vector) {
             Some(halves) => self.encode_stored(&halves, out),
             None => self.encode_stored(vector, out),
@@ -287,6 +294,12 @@ impl Space {
         probe: &mut Probe,
     ) -> Result<()> {
         bytes.clear();
+        if self.is_scaled() {
+            self.check(query, row)?;
+            self.encode(query, bytes);
+            self.probe(bytes, probe);
+            return Ok(());
+        }
         match self.checked_halves(query, row)? {
             Some(halves) => {
                 self.encode_of_norm(&halves, self.stored_norm2(&halves, row)?, bytes);

@@ -20,6 +20,11 @@ pub trait Kind {
     /// Links that a node can have.
     const DEGREE: usize;
 
+    /// Whether all that is kept of such vectors is their direction, in bytes.
+    fn rounds(_: DType, _: Metric) -> bool {
+        false
+    }
+
     fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index>;
     fn open(store: AnyStore) -> Result<Self::Index>;
 
@@ -106,6 +111,33 @@ impl Kind for ACompact {
         if dim <= 20_000 {
             builder = builder.placement(Placement::Compact);
         }
+        builder.build_list_size(60).seed(7).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        DiskAnn::open_in(store)
+    }
+
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
+        index.sweep(threads)
+    }
+}
+
+/// [`DiskAnn`] of directions in bytes, where that can be.
+pub struct ARoundedDiskAnn;
+
+impl Kind for ARoundedDiskAnn {
+    type Index = DiskAnn<AnyStore>;
+    const EXACT: bool = false;
+    const DEGREE: usize = 32;
+
+    fn rounds(dtype: DType, metric: Metric) -> bool {
+        matches!(dtype, DType::F32 | DType::F16) && metric == Metric::Cosine
+    }
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        let vectors = if Self::rounds(dtype, metric) { DType::I8 } else { dtype };
+        let builder = DiskAnn::builder(dim).dtype(dtype).metric(metric).vectors(vectors);
         builder.build_list_size(60).seed(7).build_in(store)
     }
 
@@ -219,6 +251,34 @@ impl Kind for TurnedIvfPq {
     fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
         index.compact()?;
         index.rebalance(threads)
+    }
+}
+
+/// [`IvfPq`] of directions in bytes, where that can be.
+pub struct RoundedIvfPq;
+
+impl Kind for RoundedIvfPq {
+    type Index = IvfPq<AnyStore>;
+    const EXACT: bool = false;
+    const DEGREE: usize = 0;
+
+    fn rounds(dtype: DType, metric: Metric) -> bool {
+        ARoundedDiskAnn::rounds(dtype, metric)
+    }
+
+    fn build(dim: usize, dtype: DType, metric: Metric, store: AnyStore) -> Result<Self::Index> {
+        let vectors = if Self::rounds(dtype, metric) { DType::I8 } else { dtype };
+        let builder = IvfPq::builder(dim).dtype(dtype).metric(metric).vectors(vectors);
+        builder.lists(12).train_at(150).seed(7).build_in(store)
+    }
+
+    fn open(store: AnyStore) -> Result<Self::Index> {
+        IvfPq::open_in(store)
+    }
+
+    fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
+        index.rebalance(threads)?;
+        index.compact()
     }
 }
 

@@ -7,6 +7,8 @@ use ann_core::{Element, Hit, Index, Metric};
 /// Keys and vectors.
 pub struct Oracle<T> {
     metric: Metric,
+    /// Whether the index keeps of a vector its direction, in bytes.
+    rounds: bool,
     pub rows: BTreeMap<u64, Vec<T>>,
 }
 
@@ -26,14 +28,27 @@ impl Tally {
 
 impl<T: Element> Oracle<T> {
     pub fn new(metric: Metric) -> Oracle<T> {
-        Oracle { metric, rows: BTreeMap::new() }
+        Oracle { metric, rounds: false, rows: BTreeMap::new() }
+    }
+
+    /// The same of an index that may keep of a vector its direction, in bytes.
+    pub fn rounding(self, rounds: bool) -> Oracle<T> {
+        Oracle { rounds, ..self }
+    }
+
+    /// A vector as far as the index knows it.
+    fn known(&self, vector: &[T]) -> Vec<f64> {
+        let floats = vector.iter().map(|value| value.to_f32());
+        match self.rounds {
+            true => rounded(floats).map(f64::from).collect(),
+            false => floats.map(f64::from).collect(),
+        }
     }
 
     /// The distance, and how far a sum in f32 may be from it.
     pub fn distance(&self, a: &[T], b: &[T]) -> (f64, f64) {
         let (mut dot, mut square, mut norm_a, mut norm_b) = (0.0, 0.0, 0.0, 0.0);
-        for (a, b) in a.iter().zip(b) {
-            let (a, b) = (f64::from(a.to_f32()), f64::from(b.to_f32()));
+        for (a, b) in self.known(a).into_iter().zip(self.known(b)) {
             dot += a * b;
             square += (a - b) * (a - b);
             norm_a += a * a;
@@ -130,6 +145,17 @@ impl<T: Element> Oracle<T> {
         for (&key, row) in &self.rows {
             assert!(index.contains(key).unwrap(), "key {key} is missing");
             let got = index.get::<T>(key).unwrap().unwrap_or_default();
+            if self.rounds {
+                let known = self.known(row);
+                let norm = known.iter().map(|value| value * value).sum::<f64>().sqrt();
+                // Floats of the caller's may be halves.
+                let near = |(got, known): (&T, f64)| {
+                    let (got, known) = (f64::from(got.to_f32()), known / norm);
+                    (got - known).abs() <= 5e-4 * known.abs() + 1e-7
+                };
+                assert!(got.len() == row.len() && got.iter().zip(known).all(near), "key {key}");
+                continue;
+            }
             assert_eq!(bytes(&got), bytes(row), "the vector of key {key}");
         }
         for &key in gone.iter().filter(|key| !self.rows.contains_key(key)) {
@@ -137,6 +163,12 @@ impl<T: Element> Oracle<T> {
             assert_eq!(index.get::<T>(key).unwrap(), None);
         }
     }
+}
+
+/// What is left of a vector in bytes: the largest coordinate becomes 127.
+pub fn rounded(vector: impl Iterator<Item = f32> + Clone) -> impl Iterator<Item = f32> {
+    let largest = vector.clone().fold(0f32, |largest, value| largest.max(value.abs()));
+    vector.map(move |value| (value * (127.0 / largest)).round_ties_even())
 }
 
 /// What tells 0.0 from -0.0.
