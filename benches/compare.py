@@ -23,9 +23,9 @@ from datasets import DatasetError
 from datasets.load import load, subset
 from datasets.store import Dataset
 from libraries import LIBRARIES
-from library import EF, Library, Task
+from library import EF, Library, Task, Unavailable
 from report import Run
-from worker import Failed, Job, Unavailable, Worker
+from worker import Failed, Job, Worker
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PASSES = 3

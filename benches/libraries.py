@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from library import Library, Setting, Task
+from library import Library, Setting, Task, Unavailable
 
 
 class NumpyFlat(Library):
@@ -81,6 +81,7 @@ class AnnDiskAnn(AnnHnsw):
     """Our DiskANN, searched in memory as built: data of whole numbers as u8, others kept as f16."""
 
     name = "ann-diskann"
+    stored = "f16"
     placement: str | None = None
     # Below the k of 10: so many are expanded, and the others measured only.
     few: tuple[int, ...] = (2, 4, 6, 8)
@@ -93,7 +94,7 @@ class AnnDiskAnn(AnnHnsw):
         self.bytes = train.astype(np.uint8) if self.of_bytes else None
 
     def build(self, train: np.ndarray) -> None:
-        dtype, vectors = ("u8", "u8") if self.of_bytes else ("f32", "f16")
+        dtype, vectors = ("u8", "u8") if self.of_bytes else ("f32", self.stored)
         self.index = self.ann.DiskANN(
             train.shape[1],
             metric="cosine" if self.angular else "l2sq",
@@ -116,8 +117,20 @@ class AnnDiskAnn(AnnHnsw):
         return super().search(queries, k, **setting)
 
 
+class AnnDiskAnn8(AnnDiskAnn):
+    """The same with directions kept in a byte a coordinate, where vectors are not bytes anyway."""
+
+    name = "ann-diskann-8bit"
+    stored = "i8"
+
+    def prepare(self, train: np.ndarray) -> None:
+        super().prepare(train)
+        if self.of_bytes or not self.angular:
+            raise Unavailable("it is for angular data that are not whole bytes")
+
+
 class AnnDiskAnnCompact(AnnDiskAnn):
-    """The same with codes by node."""
+    """Our DiskANN with codes by node."""
 
     name = "ann-diskann-compact"
     placement = "compact"
@@ -464,6 +477,7 @@ LIBRARIES: dict[str, type[Library]] = {
         AnnHnswMmap,
         AnnHnswOneThread,
         AnnDiskAnn,
+        AnnDiskAnn8,
         AnnDiskAnnCompact,
         AnnIvfPq,
         AnnFlat,

@@ -26,6 +26,10 @@ class Task:
     ef: tuple[int, ...] = EF
 
 
+class Unavailable(Exception):
+    """The library cannot be imported here, or is not for such data."""
+
+
 class Library:
     """One index of one library. The constructor imports the library and may raise ImportError."""
 
@@ -48,7 +52,7 @@ class Library:
         return importlib.metadata.version(self.package)
 
     def prepare(self, train: np.ndarray) -> None:
-        """Does before the clock starts what is no part of a build."""
+        """Does before the clock starts what is no part of a build. May raise Unavailable."""
 
     def build(self, train: np.ndarray) -> None:
         raise NotImplementedError

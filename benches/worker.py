@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from library import Library, Setting, Task
+from library import Library, Setting, Task, Unavailable
 
 OPENINGS = 20
 
@@ -34,10 +34,6 @@ class Job:
     queries: Path
     k: int
     saved: Path  # where the index goes, or where the library that this one reopens put it
-
-
-class Unavailable(Exception):
-    """The library cannot be imported here."""
 
 
 class Failed(Exception):
@@ -105,7 +101,7 @@ def _serve(pipe: Connection, kind: type[Library], job: Job) -> None:
             try:
                 child = child or _Child(pipe, kind, job)
                 reply = ("answer", getattr(child, method)(*args))
-            except ImportError as error:
+            except (ImportError, Unavailable) as error:
                 reply = ("unavailable", str(error).splitlines()[0])
             except Exception as error:
                 reply = ("failed", f"{type(error).__name__}: {error}")

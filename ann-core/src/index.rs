@@ -378,7 +378,8 @@ pub trait Index: Send + Sync {
     /// [`Error::Changed`] if the index has changed since the cursor was made.
     fn resume(&self, cursor: &mut Cursor, n: usize, filter: Filter<'_>) -> Result<Vec<Hit>>;
 
-    /// The vector of a key as it was given, if the key is in the index.
+    /// The vector of a key, if the key is in the index: as it was given, or as near to it as what is stored, of length
+    /// one where that is a direction in bytes.
     ///
     /// # Errors
     /// [`Error::ElementType`] if `T` is not the index's; [`Error::NoVectors`] if it keeps none; [`Error::Corrupt`].

@@ -110,7 +110,7 @@ fn seeds_make_a_difference() {
 #[test]
 fn codes_by_node_are_deterministic() {
     let rows = rows();
-    for vectors in [Some(DType::F16), None] {
+    for vectors in [Some(DType::F16), Some(DType::I8), None] {
         let build = |threads| {
             let options = || AddOptions::new().threads(threads);
             let builder = DiskAnn::builder(100).metric(Metric::Cosine).vectors(vectors);

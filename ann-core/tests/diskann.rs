@@ -118,6 +118,96 @@ fn vectors_as_halves() {
     assert!(index.is_empty());
 }
 
+/// The share of the truly nearest 10 among the hits of such searches.
+fn share_of_nearest(index: &impl Index, ef: usize) -> f64 {
+    let set = small_set();
+    let found = index.search_batch(set.queries.view(), &Search::new(10).ef(ef), 0).unwrap();
+    let right = |(hits, nearest): (&Vec<Hit>, &Vec<u32>)| {
+        hits.iter().filter(|hit| nearest[..10].contains(&(hit.key as u32))).count()
+    };
+    found.iter().zip(&set.neighbors).map(right).sum::<usize>() as f64 / (10.0 * found.len() as f64)
+}
+
+/// Directions in bytes cost next to no recall, and come back at length one.
+#[test]
+fn directions_in_bytes() {
+    let set = small_set();
+    let mut halves = builder(Metric::Cosine).vectors(DType::F16).build().unwrap();
+    halves.add(set.base.view(), None, AddOptions::new()).unwrap();
+    let fused = builder(Metric::Cosine).vectors(DType::I8);
+    let exact = exact(Metric::Cosine, &set.base);
+    let mut bytes = None;
+    for builder in [fused.clone().placement(Placement::Compact), fused] {
+        let mut index = builder.build().unwrap();
+        index.add(set.base.view(), None, AddOptions::new()).unwrap();
+        index.verify().unwrap();
+        let bars = [(64, 0.93), (200, 0.97)];
+        for (ef, bar) in bars {
+            let share = share_of_nearest(&index, ef);
+            assert!(share > bar, "{share} at {ef}");
+        }
+        for query in set.queries.rows().into_iter().take(20) {
+            let query = query.to_vec();
+            let hits = index.search(&query, &Search::new(10).ef(200)).unwrap();
+            let truth = exact.search(&query, &Search::new(set.base.nrows())).unwrap();
+            for hit in hits {
+                let right = truth.iter().find(|right| right.key == hit.key).unwrap().distance;
+                assert!((hit.distance - right).abs() < 5e-3, "{}, not {right}", hit.distance);
+            }
+        }
+        bytes = Some(index);
+    }
+    let index = bytes.unwrap();
+    let share = share_of_nearest(&halves, 64);
+    assert!(share_of_nearest(&index, 64) > share - 0.015, "{share} of halves");
+    let [narrow, wide] = [&index, &halves].map(|index| index.stats().unwrap());
+    assert_eq!((narrow.vectors, narrow.layout), (Some(DType::I8), Layout::Fused));
+    assert!(narrow.bytes_by_part[0] < wide.bytes_by_part[0] * 6 / 10);
+    let got = index.get::<f32>(7).unwrap().unwrap();
+    let norm = |vector: &[f32]| vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    assert!((norm(&got) - 1.0).abs() < 1e-6);
+    let given = set.base.row(7).to_vec();
+    let near = |(got, of): (&f32, &f32)| (got - of / norm(&given)).abs() < 3e-3;
+    assert!(got.iter().zip(&given).all(near));
+}
+
+/// Only directions count: what is very long or very short has one too, and what points the same way is the same.
+#[test]
+fn directions_of_odd_vectors() {
+    let builder = || DiskAnn::builder(4).metric(Metric::Cosine).vectors(DType::I8);
+    for n in [12, 400] {
+        let rows = Array2::from_shape_fn((n, 4), |(row, column)| {
+            let scale = [1.0f32, 1e-30, 3e-38, 4e18][row % 4];
+            scale * [0.5f32, 1.0, -0.25, (row / 4) as f32 / n as f32][column]
+        });
+        let mut index = builder().build().unwrap();
+        index.add(rows.view(), None, AddOptions::new()).unwrap();
+        index.verify().unwrap();
+        // One in each four, and of these those that round to the same bytes.
+        let twins = index.stats().unwrap().twins;
+        assert!((n - n / 4..n - 4.min(n / 4 - 1)).contains(&twins), "{twins} of {n} are twins");
+        for row in rows.rows() {
+            let hits = index.search(&row.to_vec(), &Search::new(4)).unwrap();
+            assert!(hits.iter().all(|hit| hit.distance < 1e-6), "{row}: {hits:?}");
+        }
+        assert_eq!(index.get::<f32>(1).unwrap(), index.get::<f32>(3).unwrap());
+    }
+    let mut index = builder().build().unwrap();
+    let mut refused = |value: [f32; 4]| {
+        let rows = Array2::from_shape_fn((1, 4), |(_, column)| value[column]);
+        assert!(index.search(&value, &Search::new(1)).is_err());
+        index.add(rows.view(), None, AddOptions::new()).unwrap_err()
+    };
+    let long = refused([1e38, 0.0, 0.0, 0.0]);
+    assert!(matches!(long, Error::TooLong { row: 0, .. }), "{long:?}");
+    for zero in [[0.0, -0.0, 0.0, 0.0], [1e-44, 0.0, 0.0, 1e-45]] {
+        assert!(matches!(refused(zero), Error::ZeroVector { row: 0 }));
+    }
+    let odd = refused([0.0, f32::INFINITY, f32::NAN, 0.0]);
+    assert!(matches!(odd, Error::NotFinite { row: 0, column: 1, .. }), "{odd:?}");
+    assert!(index.is_empty());
+}
+
 #[test]
 fn layouts_are_as_reported() {
     let layout = |dim: usize, page_size: usize, bits: Option<u8>| {
@@ -165,6 +255,14 @@ fn what_is_refused() {
     assert_eq!(refused(DiskAnn::builder(8).vectors(DType::U8), 8192).0, "vectors");
     let bytes = DiskAnn::builder(8).dtype(DType::U8);
     assert_eq!(refused(bytes.vectors(DType::F16), 8192).0, "vectors");
+    for metric in [Metric::L2sq, Metric::InnerProduct] {
+        let directions = DiskAnn::builder(8).metric(metric).vectors(DType::I8);
+        let (name, value, allowed) = refused(directions, 8192);
+        assert_eq!((name, value.as_str()), ("vectors", "i8"));
+        assert!(allowed.contains("directions only"), "{allowed}");
+    }
+    let bytes = DiskAnn::builder(8).metric(Metric::Cosine).dtype(DType::U8);
+    assert_eq!(refused(bytes.vectors(DType::I8), 8192).0, "vectors");
     // A page that is too small, and how large a one would do.
     let fused = DiskAnn::builder(1024).placement(Placement::Fused).code_bits(4);
     let (name, value, allowed) = refused(fused.clone(), 8192);

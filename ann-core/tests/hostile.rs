@@ -142,6 +142,15 @@ fn compact(vectors: Option<DType>) -> DiskAnn {
     index
 }
 
+/// What [`coded`] is, with directions in bytes.
+fn directions() -> DiskAnn {
+    let builder = DiskAnn::builder(DIM).metric(Metric::Cosine).vectors(DType::I8);
+    let builder = builder.build_list_size(30);
+    let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
+    fill(&mut index);
+    index
+}
+
 fn flat() -> Flat {
     let builder = Flat::builder(DIM).metric(Metric::Cosine);
     let mut index = builder.build_in(MemStore::new(PAGE).unwrap()).unwrap();
@@ -423,6 +432,7 @@ fn searching_random_bytes() {
     hunt("graph", 600, false, &Image::of(graph(Metric::L2sq).store()), scatter);
     hunt("codes", 400, false, &Image::of(coded(2).store()), scatter);
     hunt("compact", 300, false, &Image::of(compact(Some(DType::F32)).store()), scatter);
+    hunt("directions", 200, false, &Image::of(directions().store()), scatter);
     hunt("no vectors", 300, false, &Image::of(compact(None).store()), scatter);
     hunt("flat", 300, false, &Image::of(flat().store()), scatter);
 }
@@ -459,6 +469,7 @@ fn changing_forged_records() {
 fn changing_under_a_forged_meta_page() {
     hunt("graph", 400, true, &Image::of(graph(Metric::Cosine).store()), forge_meta);
     hunt("codes", 300, true, &Image::of(coded(1).store()), forge_meta);
+    hunt("directions", 200, true, &Image::of(directions().store()), forge_meta);
     hunt("compact", 200, true, &Image::of(compact(Some(DType::F32)).store()), forge_meta);
     hunt("no vectors", 200, true, &Image::of(compact(None).store()), forge_meta);
     hunt("flat", 200, true, &Image::of(flat().store()), forge_meta);
@@ -720,6 +731,31 @@ fn codes_that_verify_has_to_see() {
         seen(what, from, UPPER_WHOLE, 0);
     }
     seen("an entry point", 2, UPPER_WHOLE, 0);
+}
+
+/// A direction in bytes has a largest coordinate of 127, and is there under cosine alone.
+#[test]
+fn directions_that_verify_has_to_see() {
+    let whole = Image::of(directions().store());
+    let (page, at) = whole.record(WHOLE, find(&whole, 1, 9).0);
+    let at = at + whole.word(0, STRIDES + 16 * VECTORS + 4) as usize;
+    let with = |vector: [u8; DIM], inverse: f32| {
+        let mut image = whole.clone();
+        image.0[page][at..at + DIM].copy_from_slice(&vector);
+        image.0[page][at + 8..at + 12].copy_from_slice(&inverse.to_le_bytes());
+        let verified = DiskAnn::open_in(image.store()).unwrap().verify();
+        verified.unwrap_err().to_string()
+    };
+    assert!(with([1, 0, 0, 0, 0, 0], 1.0).contains("largest coordinate is 1, not 127"));
+    assert!(with([128, 0, 0, 0, 0, 0], 1.0 / 128.0).contains("is 128, not 127"));
+    assert!(with([0; DIM], f32::INFINITY).contains("is 0, not 127"));
+    assert!(with([127, 0, 0, 0, 0, 0], 1.0).contains("is not the inverse of its norm"));
+    for (at, value) in [(13, 3), (13, 4), (14, 1), (14, 2), (89, 1), (89, 4), (89, 5)] {
+        let mut image = whole.clone();
+        image.0[0][at] = value;
+        let opened = DiskAnn::open_in(image.store()).map(|_| ());
+        assert!(matches!(opened, Err(Error::Corrupt { page: 0, .. })), "{value} at {at}");
+    }
 }
 
 /// A code by node belongs to its vector; a centre is a vector.

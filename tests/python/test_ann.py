@@ -233,6 +233,38 @@ def test_vectors_as_halves(metric: Any, tmp_path: Path) -> None:
         index.search([1e5] + [0.0] * (DIM - 1))
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kind", ["diskann", "hnsw", "ivfpq"])
+def test_directions_as_bytes(kind: str, dtype: Any, tmp_path: Path) -> None:
+    x, queries = make(2000), make(50, seed=1)
+    if kind == "ivfpq":
+        index: Any = ann.IVFPQ(DIM, metric="cosine", dtype=dtype, rerank="i8")
+    else:
+        index = {"diskann": ann.DiskANN, "hnsw": ann.HNSW}[kind](
+            DIM, metric="cosine", dtype=dtype, vectors="i8"
+        )
+    index.add(x)
+    index.save(tmp_path / "index")
+    index = ann.open(tmp_path / "index")
+    index.verify()
+    assert (index.dtype, index.stats()["vectors"]) == (dtype, "i8")
+    back = index.get(7)
+    np.testing.assert_allclose(back, x[7] / np.linalg.norm(x[7]), atol=6e-3)
+    exact = ann.Flat(DIM, metric="cosine")
+    exact.add(x)
+    effort = {"probes": 60, "rerank": 300} if kind == "ivfpq" else {"ef": 300}
+    found, near = index.search(queries, 10, **effort)
+    right, distances = exact.search(queries, 10)
+    assert recall(found, right) > 0.93
+    np.testing.assert_allclose(near, distances, atol=5e-3)
+    # Only directions count.
+    if dtype == "f32":
+        again, _ = index.search(queries * 1e5, 10, **effort)
+        assert (again == found).mean() > 0.999
+    with pytest.raises(ann.InputError, match="row 0 is a zero vector"):
+        index.add(np.zeros((1, DIM)))
+
+
 def test_a_batch_finds_what_single_searches_find() -> None:
     x, queries = make(3000), make(200, seed=1)
     index = ann.DiskANN(DIM, alpha=1.1)

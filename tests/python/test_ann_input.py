@@ -225,6 +225,15 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "no vectors nor codes": ("HNSW(4, vectors=None)", "code_bits = 0 is not allowed: 1, 2, 4 or 8"),
     "code of a hierarchy": ("HNSW(4, code='auto')", "code = 'auto' is not allowed"),
     "vectors": ("DiskANN(4, vectors='u8')", "vectors = u8 is not allowed: f32 or f16"),
+    "directions under l2sq": (
+        "DiskANN(4, vectors='i8')",
+        "vectors = i8 is not allowed: f32 or f16",
+    ),
+    "directions under ip": ("IVFPQ(4, metric='ip', rerank='i8')", "i8 keeps directions only"),
+    "directions of bytes": (
+        "DiskANN(4, metric='cosine', dtype='u8', vectors='i8')",
+        "vectors = i8 is not",
+    ),
     "vectors of bytes": ("DiskANN(4, dtype='i8', vectors='f16')", "vectors = f16 is not allowed"),
     "lists": ("IVFPQ(4, lists=0)", "lists = 0 is not allowed: at least 1"),
     "subvectors": ("IVFPQ(4, subvectors=5)", "subvectors = 5 is not allowed: from 1 to 4"),

@@ -298,7 +298,9 @@ class Index:
         return _hits(self._engine.cursor(query, ef), _input.chosen(filter))
 
     def get(self, id: SupportsIndex) -> npt.NDArray[Any]:
-        """The vector of an id, as it was given: shape `(dim,)`, of the index's element type.
+        """The vector of an id: shape `(dim,)`, of the index's element type.
+
+        It is as it was given, or as near to it as what is stored (`vectors`, `rerank`).
 
         Raises:
             UnknownIdError: the id is not in the index. This is a `KeyError`.
@@ -568,10 +570,14 @@ class DiskANN(_Graph):
             bits. None for fused where a record's links and codes fit a page, else compact, as where
             vectors are None, or the code is `"rabitq8"`.
         vectors: what vectors are stored as: `dtype` (`"auto"`), or `"f16"` where that is `"f32"`.
-            Halves take half the space, and distances are theirs. None for codes only, always
-            compact: distances are then estimates, even a little below zero, and `get` has nothing
-            to give. Codes are relative to the mean of the vectors of the first `add`, if those are
-            32 or more.
+            Halves take half the space, and distances are theirs. Under `"cosine"` also `"i8"` for
+            either: directions in a byte a coordinate, the largest of which becomes 127. Distances
+            are those of the rounded vectors, queries too, off by some 4e-4 at 384 dimensions, `get`
+            gives vectors of length one, and a few in a thousand of the nearest are not found by
+            any effort; shorter records make searches of long vectors faster.
+            None for codes only, always compact: distances are then estimates, even a little below
+            zero, and `get` has nothing to give. Codes are relative to the mean of the vectors of
+            the first `add`, if those are 32 or more.
         memory_limit: bytes that `add` keeps within, the index included and x not; None for no
             limit. If more would be needed (`needs` tells), the index moves to a temporary file,
             and only as many vectors as fit are loaded at one go, which takes longer. Not saved.
@@ -718,12 +724,13 @@ class IVFPQ(Index):
             `"rabitq2"` or `"rabitq4"`, which has neither `subvectors` nor `bits`. Nothing is learnt
             for it but lists, and it does not mind vectors unlike those that lists were learnt from.
         rerank: what the best are measured by: vectors, stored as `dtype` (`"auto"`), or as `"f16"`
-            where that is `"f32"`; or codes of them of so many bits a coordinate (`"rabitq8"`,
-            `"rabitq4"`, ...), by which results are ranked and whose estimates they carry; or None:
-            all that is kept of vectors is in the lists, and results are the nearest by that.
-            Without vectors, `exact` of a search has the caller measure. Without codes either, the
-            index has to be trained before it is given vectors, by `train` or by 1024 in the first
-            `add`; it does not train itself anew, and `rebalance` leaves it as it is.
+            where that is `"f32"`, or under `"cosine"` as `"i8"` (see `vectors` of `DiskANN`); or
+            codes of them of so many bits a coordinate (`"rabitq8"`, `"rabitq4"`, ...), by which
+            results are ranked and whose estimates they carry; or None: all that is kept of vectors
+            is in the lists, and results are the nearest by that. Without vectors, `exact` of a
+            search has the caller measure. Without codes either, the index has to be trained before
+            it is given vectors, by `train` or by 1024 in the first `add`; it does not train itself
+            anew, and `rebalance` leaves it as it is.
         anisotropic: whether codes under `"ip"` and `"cosine"` are chosen for what they say of near
             queries (arXiv 1908.10396).
         opq: whether vectors are rotated before they are cut into pieces, as is learnt at training
