@@ -245,7 +245,7 @@ def test_directions_as_bytes(kind: str, dtype: Any, tmp_path: Path) -> None:
         )
     index.add(x)
     index.save(tmp_path / "index")
-    index = ann.open(tmp_path / "index")
+    index = ann.open(tmp_path / "index", writable=True)
     index.verify()
     assert (index.dtype, index.stats()["vectors"]) == (dtype, "i8")
     back = index.get(7)

@@ -3,7 +3,10 @@
 //! For bytes a vector is scaled so that its largest coordinate becomes 127, and rounded. What is at the door is checked
 //! as it is given: there is no direction that does not fit.
 
-use crate::element::{DType, Element, STEP};
+use std::ops::RangeInclusive;
+
+use crate::element::{DType, Element, MAX_DIM, STEP};
+use crate::error::Result;
 use crate::kernel::wide::wide;
 use crate::metric::Metric;
 
@@ -11,8 +14,12 @@ use super::space::Space;
 
 /// The largest coordinate becomes this.
 const LARGEST: f32 = 127.0;
+/// A vector whose largest coordinate is in here passes.
+const USUAL: RangeInclusive<f32> = 1e-15..=1e15;
 /// Below it, what makes it the largest could be infinite.
 const SMALL: f32 = 1e-30;
+/// Sums of squares of bytes are such integers.
+const _: () = assert!(MAX_DIM * 128 * 128 <= i32::MAX as usize);
 /// Makes what is smaller large enough, and loses nothing.
 const LIFT: f32 = (1u128 << 80) as f32;
 /// Added to a float of at most 2^22, it leaves the nearest whole number, even ones of two, in the lowest bits.
@@ -45,8 +52,17 @@ impl Space {
         self.stored == DType::I8 && self.dtype != DType::I8
     }
 
+    /// Checks a vector at the door.
+    pub(super) fn check_scaled<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
+        self.check_shape::<T>(vector.len())?;
+        match USUAL.contains(&largest(vector)) {
+            true => Ok(()),
+            false => self.stored_norm2(vector, row).map(drop),
+        }
+    }
+
     /// What is wrong with a row of such bytes.
-    pub(super) fn verify_scaled(&self, row: &[u8]) -> Result<(), String> {
+    pub(super) fn verify_scaled(&self, row: &[u8]) -> std::result::Result<(), String> {
         let values = row[..self.vector_bytes()].iter().map(|&byte| (byte as i8).unsigned_abs());
         match values.max().unwrap_or(0) {
             127 => Ok(()),
@@ -55,9 +71,8 @@ impl Space {
     }
 }
 
-/// The bytes of a vector that passed the checks.
-pub(super) fn scaled<T: Element>(vector: &[T]) -> Vec<i8> {
-    let mut bytes = vec![0i8; vector.len()];
+/// The largest coordinate by absolute value; not a number if one of them is none.
+fn largest<T: Element>(vector: &[T]) -> f32 {
     wide(
         #[inline(always)]
         || {
@@ -68,18 +83,32 @@ pub(super) fn scaled<T: Element>(vector: &[T]) -> Vec<i8> {
                 let bits = floats[..values.len()].iter().map(|value| value.abs().to_bits());
                 largest = bits.fold(largest, u32::max);
             }
-            let largest = f32::from_bits(largest);
-            let lift = if largest < SMALL { LIFT } else { 1.0 };
-            let scale = LARGEST / (largest * lift);
+            f32::from_bits(largest)
+        },
+    )
+}
+
+/// The bytes of a vector that passed the checks, and their squared norm.
+pub(super) fn scaled<T: Element>(vector: &[T]) -> (Vec<i8>, f64) {
+    let largest = largest(vector);
+    let lift = if largest < SMALL { LIFT } else { 1.0 };
+    let scale = LARGEST / (largest * lift);
+    let mut bytes = vec![0i8; vector.len()];
+    let norm2 = wide(
+        #[inline(always)]
+        || {
+            let (mut floats, mut norm2) = ([0f32; STEP], 0);
             for (values, bytes) in vector.chunks(STEP).zip(bytes.chunks_mut(STEP)) {
                 T::to_f32s(values, &mut floats);
                 for (byte, value) in bytes.iter_mut().zip(&floats) {
                     *byte = (value * lift * scale + ROUNDING).to_bits() as i8;
+                    norm2 += i32::from(*byte) * i32::from(*byte);
                 }
             }
+            norm2
         },
     );
-    bytes
+    (bytes, f64::from(norm2))
 }
 
 #[cfg(test)]
@@ -95,7 +124,7 @@ mod tests {
                 (0..dim).map(|_| (rng.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
             let largest = vector.iter().fold(0f32, |largest, value| largest.max(value.abs()));
             let exact = |value: &f32| f64::from(*value) * 127.0 / f64::from(largest);
-            let bytes = scaled(&vector);
+            let bytes = scaled(&vector).0;
             assert_eq!(bytes.iter().map(|byte| byte.unsigned_abs()).max(), Some(127));
             for (&byte, value) in bytes.iter().zip(&vector) {
                 assert!((f64::from(byte) - exact(value)).abs() < 0.5 + 1e-4, "{byte} of {value}");
@@ -106,13 +135,14 @@ mod tests {
                 let other: Vec<f32> = vector.iter().map(|value| value * factor).collect();
                 let is_exact = power > -126;
                 let near = |(a, b): (&i8, &i8)| a == b || !is_exact && a.abs_diff(*b) <= 1;
-                assert!(scaled(&other).iter().zip(&bytes).all(near), "2^{power}, {dim}");
+                assert!(scaled(&other).0.iter().zip(&bytes).all(near), "2^{power}, {dim}");
             }
             // And bytes are what they are rounded to.
             let again: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) * 0.37).collect();
-            assert_eq!(scaled(&again), bytes);
+            let norm2 = bytes.iter().map(|&byte| f64::from(byte).powi(2)).sum();
+            assert_eq!(scaled(&again), (bytes, norm2));
         }
         let tiny = f32::from_bits(1);
-        assert_eq!(scaled(&[tiny, -tiny, 0.0, 2.0 * tiny]), [64, -64, 0, 127]);
+        assert_eq!(scaled(&[tiny, -tiny, 0.0, 2.0 * tiny]).0, [64, -64, 0, 127]);
     }
 }

@@ -149,8 +149,7 @@ impl Space {
     /// Checks a vector at the door; `row` is for the message.
     pub(crate) fn check<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
         if self.is_scaled() {
-            self.check_shape::<T>(vector.len())?;
-            return self.stored_norm2(vector, row).map(drop);
+            return self.check_scaled(vector, row);
         }
         match self.checked_halves(vector, row)? {
             Some(halves) => self.stored_norm2(&halves, row).map(drop),
@@ -201,7 +200,7 @@ impl Space {
     }
 
     /// The squared norm of a vector that passes, as it is given; zero where it does not matter.
-    fn stored_norm2<T: Element>(&self, vector: &[T], row: usize) -> Result<f64> {
+    pub(super) fn stored_norm2<T: Element>(&self, vector: &[T], row: usize) -> Result<f64> {
         // Integers are finite, and their norms are no worry.
         let is_float = matches!(T::DTYPE, DType::F32 | DType::F16);
         if !is_float && self.metric != Metric::Cosine {
@@ -253,7 +252,8 @@ impl Space {
     /// Appends the row of a vector that passed [`Space::check`].
     pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) {
         if self.is_scaled() {
-            return self.encode_stored(&scaled(vector), out);
+            let (bytes, norm2) = scaled(vector);
+            return self.encode_of_norm(&bytes, norm2, out);
         }
         match self.halves(vector) {
             Some(halves) => self.encode_stored(&halves, out),
@@ -295,7 +295,7 @@ impl Space {
     ) -> Result<()> {
         bytes.clear();
         if self.is_scaled() {
-            self.check(query, row)?;
+            self.check_scaled(query, row)?;
             self.encode(query, bytes);
             self.probe(bytes, probe);
             return Ok(());
