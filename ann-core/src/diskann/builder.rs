@@ -102,8 +102,8 @@ impl DiskAnnBuilder {
     /// vector, queries too, scaled so that its largest coordinate by absolute value becomes 127, and rounded. Distances
     /// are those of the rounded vectors, off by some 4e-4 at 384 dimensions, and [`crate::Index::get`] gives a vector of
     /// length one. It is for embeddings of a hundred dimensions or more whose nearest need not be told apart finer than
-    /// that: a few in a thousand of the true nearest are lost for good, whatever the list size. Vectors that round to the
-    /// same bytes count as equal.
+    /// that: of the ten nearest, five to ten in a thousand are lost for good, whatever the list size. Vectors that round
+    /// to the same bytes count as equal.
     ///
     /// `None` keeps only codes of them, by node. Links of later vectors are then chosen by these, and results carry
     /// estimates, squared distances near zero even below it, unless a search is given the caller's own distances

@@ -573,8 +573,8 @@ class DiskANN(_Graph):
             Halves take half the space, and distances are theirs. Under `"cosine"` also `"i8"` for
             either: directions in a byte a coordinate, the largest of which becomes 127. Distances
             are those of the rounded vectors, queries too, off by some 4e-4 at 384 dimensions, `get`
-            gives vectors of length one, and a few in a thousand of the nearest are not found by
-            any effort; shorter records make searches of long vectors faster.
+            gives vectors of length one, and five to ten in a thousand of the ten nearest are not
+            found by any effort; shorter records make searches of long vectors faster.
             None for codes only, always compact: distances are then estimates, even a little below
             zero, and `get` has nothing to give. Codes are relative to the mean of the vectors of
             the first `add`, if those are 32 or more.
