@@ -88,8 +88,7 @@ impl Best {
         at
     }
 
-    /// Takes note of an estimate, in its sorting form, if it is better than those before. An id that no slot can have
-    /// is a corrupt link.
+    /// Takes note of an estimate, in its sorting form, if it is better than those before.
     #[inline(always)]
     pub(crate) fn improve(&mut self, id: u32, sorting: u32) -> Result<Estimate> {
         let rounded = rounded(sorting);
@@ -105,7 +104,7 @@ impl Best {
             return Ok(Estimate::Nearer);
         }
         if id >= self.slots {
-            return Err(Error::corrupt(0, format!("a link names slot {id}, which does not exist")));
+            return self.check(id).map(|()| Estimate::First);
         }
         *entry = Entry { id, estimate: rounded, search: self.search };
         self.count += 1;
@@ -134,6 +133,29 @@ impl Best {
     #[inline(always)]
     pub(crate) fn met_again(&mut self) -> usize {
         std::mem::take(&mut self.again)
+    }
+
+    /// Takes note of an estimate that was left out unseen. Whether it is of use: its node's best, and that not expanded.
+    pub(crate) fn is_of_use(&mut self, id: u32, sorting: u32) -> bool {
+        let again = self.again;
+        let found = self.improve(id, sorting);
+        self.again = again;
+        match found {
+            Ok(Estimate::NoNearer) => self.is_best(id, sorting),
+            Ok(_) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// An id that no slot can have is a corrupt link.
+    #[inline(always)]
+    pub(crate) fn check(&self, id: u32) -> Result<()> {
+        match id < self.slots {
+            true => Ok(()),
+            false => {
+                Err(Error::corrupt(0, format!("a link names slot {id}, which does not exist")))
+            }
+        }
     }
 
     /// Whether this estimate of a node that has been met, but not expanded, is its best.

@@ -280,8 +280,8 @@ fn scale(largest: f32) -> f32 {
     f32::from_bits((exponent - TOP) << 23)
 }
 
-/// Replaces the batch with the neighbours of a node whose estimated distances come below the step's bound and are the
-/// best so far, marked if there are worse ones; returns the node's exact distance.
+/// Replaces the batch with the neighbours of a node whose estimated distances come below the step's bound and, if they
+/// are near, are the best so far, marked if there are worse ones; returns the node's exact distance.
 #[inline]
 pub(super) fn expand<S: PageStore>(
     rows: &Rows<S>,
@@ -307,6 +307,13 @@ pub(super) fn expand<S: PageStore>(
         let own = apart.unwrap_or_else(|| rows.space.distance(probe, vector));
         fused.below((ids, codes), (own, step.bound), table, |link, distance| {
             let id = target(link);
+            if distance >= step.near {
+                // Most never are of use to a search that goes on.
+                best.check(id)?;
+                batch.ids.push(id);
+                batch.distances.push(distance);
+                return Ok(());
+            }
             batch.ids.push(match best.improve(id, sorting(distance))? {
                 Estimate::First => id,
                 Estimate::Nearer => id | AGAIN,

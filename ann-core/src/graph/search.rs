@@ -25,6 +25,8 @@ pub(crate) struct Step {
     pub next: Option<u32>,
     /// Distances need be right only below it.
     pub bound: f32,
+    /// Candidates are of use only below it, for now.
+    pub near: f32,
 }
 
 /// What a search has met.
@@ -184,8 +186,9 @@ impl Scratch {
             let first = if estimated { beginning(pool, found) } else { f32::INFINITY };
             first.min(reach(pool, found, estimated, epsilon))
         };
-        let bound = pool.exact_below().min(limit(pool, found));
-        let step = Step { node, next: pool.peek(), bound };
+        let limited = limit(pool, found);
+        let (bound, near) = (pool.exact_below().min(limited), pool.bound().min(limited));
+        let step = Step { node, next: pool.peek(), bound, near };
         let met = Met { visited, best };
         let own = expand(step, met, batch, (probe, table))?;
         self.hops += 1;
@@ -202,7 +205,7 @@ impl Scratch {
         }
         // Candidates that come again, nearer, and could be results, where they stood before.
         let mut stale = 0;
-        let bound = pool.bound().min(limit(pool, found));
+        let bound = near.min(limit(pool, found));
         for (&id, &distance) in batch.ids.iter().zip(&batch.distances) {
             let (id, again) = (id & ID, id & AGAIN != 0);
             if distance < bound {
@@ -221,8 +224,8 @@ impl Scratch {
 }
 
 /// Which candidates that have been left out are of use still: where they are estimates, the best of their nodes'.
-fn of_use(best: &Best, estimated: bool) -> impl Fn(u32, f32) -> bool {
-    move |id, distance| !estimated || best.is_best(id, sorting(distance))
+fn of_use(best: &mut Best, estimated: bool) -> impl FnMut(u32, f32) -> bool {
+    move |id, distance| !estimated || best.is_of_use(id, sorting(distance))
 }
 
 /// What is beyond `epsilon` of the farthest that a search is to find, once it has met as many, is not worth a turn.
