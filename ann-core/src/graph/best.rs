@@ -88,7 +88,8 @@ impl Best {
         at
     }
 
-    /// Takes note of an estimate, in its sorting form, if it is better than those before.
+    /// Takes note of an estimate, in its sorting form, if it is better than those before. An id that no slot can have
+    /// is a corrupt link.
     #[inline(always)]
     pub(crate) fn improve(&mut self, id: u32, sorting: u32) -> Result<Estimate> {
         let rounded = rounded(sorting);
@@ -103,10 +104,8 @@ impl Best {
             entry.estimate = rounded;
             return Ok(Estimate::Nearer);
         }
-        if id >= self.slots {
-            return self.check(id).map(|()| Estimate::First);
-        }
-        *entry = Entry { id, estimate: rounded, search: self.search };
+        self.check(id)?;
+        self.entries[at] = Entry { id, estimate: rounded, search: self.search };
         self.count += 1;
         if self.count > (1 << (32 - self.shift)) / 2 {
             self.make_room();
@@ -147,7 +146,7 @@ impl Best {
         }
     }
 
-    /// An id that no slot can have is a corrupt link.
+    /// Checks an id.
     #[inline(always)]
     pub(crate) fn check(&self, id: u32) -> Result<()> {
         match id < self.slots {
@@ -196,6 +195,17 @@ mod tests {
         assert!(best.improve(10, 0).is_err());
         best.reset(4, 1);
         assert_eq!(best.improve(3, 9 << 16).unwrap(), Estimate::First);
+    }
+
+    #[test]
+    fn what_was_left_out_is_of_use_until_something_better_comes() {
+        let mut best = Best::default();
+        best.reset(10, 1);
+        assert!(best.is_of_use(3, 7 << 16) && best.is_of_use(3, 7 << 16));
+        assert!(!best.is_of_use(3, 8 << 16) && best.is_of_use(3, 6 << 16));
+        assert!(best.expand(3) && !best.is_of_use(3, 5 << 16));
+        assert_eq!(best.met_again(), 0);
+        assert!(best.check(9).is_ok() && best.check(10).is_err() && !best.is_of_use(10, 0));
     }
 
     /// Against a map, over more searches than there are numbers for, of a few nodes or thousands.

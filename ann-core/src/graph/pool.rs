@@ -325,17 +325,29 @@ impl Pool {
         taken
     }
 
-    /// The nearest that a resumable search has left out and that is of use, going by its id and distance.
+    /// How far away the nearest is that a resumable search has left out and that is of use, going by its id and
+    /// distance.
     pub(crate) fn nearest_left_out(
         &mut self,
         mut of_use: impl FnMut(u32, f32) -> bool,
     ) -> Option<f32> {
-        let came = self.overflow.drain(..);
-        self.left_out.extend(came.map(|candidate| Reverse(flags_last(candidate))));
+        let mut nearest = self.nearest_in_order(&mut of_use).map(distance);
+        // One look at each takes less than putting all in order, which a search that ends here has no use for.
+        for &candidate in &self.overflow {
+            let (id, distance) = (id(candidate), distance(candidate));
+            if nearest.is_none_or(|nearest| distance < nearest) && of_use(id, distance) {
+                nearest = Some(distance);
+            }
+        }
+        nearest
+    }
+
+    /// The nearest of use of what was left out up to the last refill.
+    fn nearest_in_order(&mut self, of_use: &mut impl FnMut(u32, f32) -> bool) -> Option<u64> {
         while let Some(&Reverse(turned)) = self.left_out.peek() {
             let nearest = flags_first(turned);
             if of_use(id(nearest), distance(nearest)) {
-                return Some(distance(nearest));
+                return Some(nearest);
             }
             self.left_out.pop();
         }
@@ -352,11 +364,12 @@ impl Pool {
     /// never to be.
     pub(crate) fn refill(&mut self, mut of_use: impl FnMut(u32, f32) -> bool) -> bool {
         self.clear();
+        let came = self.overflow.drain(..);
+        self.left_out.extend(came.map(|candidate| Reverse(flags_last(candidate))));
         while self.admitted < self.ef
-            && self.nearest_left_out(&mut of_use).is_some()
-            && let Some(Reverse(turned)) = self.left_out.pop()
+            && let Some(nearest) = self.nearest_in_order(&mut of_use)
         {
-            let nearest = flags_first(turned);
+            self.left_out.pop();
             self.admitted += usize::from(nearest & OUTSIDE == 0);
             self.candidates.push(nearest);
         }
@@ -542,7 +555,7 @@ mod tests {
         }
         assert_eq!(admitted(&mut pool), [9]);
         assert_eq!(pool.nearest_left_out(|id, _| id > 1), Some(2.0));
-        assert!(pool.refill(|_, _| true));
+        assert!(pool.refill(|id, _| id > 1));
         assert_eq!(pool.all().map(|(_, id)| id).collect::<Vec<_>>(), [2, 3]);
     }
 }
