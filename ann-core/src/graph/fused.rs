@@ -307,17 +307,16 @@ pub(super) fn expand<S: PageStore>(
         let own = apart.unwrap_or_else(|| rows.space.distance(probe, vector));
         fused.below((ids, codes), (own, step.bound), table, |link, distance| {
             let id = target(link);
-            if distance >= step.near {
+            batch.ids.push(if distance < step.near {
+                match best.improve(id, sorting(distance))? {
+                    Estimate::First => id,
+                    Estimate::Nearer => id | AGAIN,
+                    Estimate::NoNearer => return Ok(()),
+                }
+            } else {
                 // Most never are of use to a search that goes on.
                 best.check(id)?;
-                batch.ids.push(id);
-                batch.distances.push(distance);
-                return Ok(());
-            }
-            batch.ids.push(match best.improve(id, sorting(distance))? {
-                Estimate::First => id,
-                Estimate::Nearer => id | AGAIN,
-                Estimate::NoNearer => return Ok(()),
+                id
             });
             batch.distances.push(distance);
             Ok(())

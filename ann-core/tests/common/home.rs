@@ -142,11 +142,11 @@ impl Kind for ARoundedDiskAnn {
     }
 
     fn open(store: AnyStore) -> Result<Self::Index> {
-        DiskAnn::open_in(store)
+        ADiskAnn::open(store)
     }
 
     fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
-        index.sweep(threads)
+        ADiskAnn::sweep(index, threads)
     }
 }
 
@@ -273,12 +273,11 @@ impl Kind for RoundedIvfPq {
     }
 
     fn open(store: AnyStore) -> Result<Self::Index> {
-        IvfPq::open_in(store)
+        AnIvfPq::open(store)
     }
 
     fn sweep(index: &mut Self::Index, threads: usize) -> Result<()> {
-        index.rebalance(threads)?;
-        index.compact()
+        AnIvfPq::sweep(index, threads)
     }
 }
 
