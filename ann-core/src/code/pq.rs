@@ -281,14 +281,22 @@ impl Pq {
         wide(
             #[inline(always)]
             || {
-                let (book, _) = self.book.as_chunks::<W>();
-                for (sub, table) in tables.iter_mut().enumerate() {
-                    for at in self.cut(sub)..self.cut(sub + 1) {
-                        let scaled = factor * query[at];
-                        for (entry, word) in table.iter_mut().zip(&book[at]) {
-                            *entry += scaled * word;
+                let mut coordinates = self.book.as_chunks::<W>().0.iter().zip(query);
+                let mut rest = 0;
+                for table in tables.iter_mut() {
+                    // As `cut` has it, without a division for each piece.
+                    rest += self.dim % self.subs;
+                    let more = usize::from(rest >= self.subs);
+                    rest -= more * self.subs;
+                    // Summed up in registers.
+                    let mut sums = [0.0; W];
+                    for (words, &value) in coordinates.by_ref().take(self.dim / self.subs + more) {
+                        let scaled = factor * value;
+                        for (sum, word) in sums.iter_mut().zip(words) {
+                            *sum += scaled * word;
                         }
                     }
+                    *table = sums;
                 }
             },
         );

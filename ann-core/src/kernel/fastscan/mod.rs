@@ -8,6 +8,7 @@
 
 use super::Isa;
 
+mod fill;
 mod layout;
 mod lut;
 mod scalar;

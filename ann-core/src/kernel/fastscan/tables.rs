@@ -2,8 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{MAX_ENTRY, SUB, nibble_bytes};
-use crate::kernel::wide::wide;
+use super::{MAX_ENTRY, SUB, fill, nibble_bytes};
 
 /// The tables of one query, for reuse by many.
 ///
@@ -11,6 +10,8 @@ use crate::kernel::wide::wide;
 #[derive(Default)]
 pub struct Tables {
     lines: Vec<Line>,
+    /// The smallest entry of each.
+    least: Vec<f32>,
     subs: usize,
     delta: f32,
     bias: f32,
@@ -25,36 +26,18 @@ impl Tables {
     /// Takes over what the 16 codewords of each sub-quantizer add to a distance. Allocates nothing if the tables have
     /// held as many before.
     pub fn fill(&mut self, entries: &[[f32; SUB]]) {
-        wide(
-            #[inline(always)]
-            || self.fill_here(entries),
-        )
-    }
-
-    #[inline(always)]
-    fn fill_here(&mut self, entries: &[[f32; SUB]]) {
-        let (mut minima, mut range) = (0f64, 0f32);
-        for table in entries {
-            let (least, most) = ends(table);
-            minima += f64::from(least);
-            range = if range < most - least { most - least } else { range };
-        }
+        self.least.clear();
+        self.least.resize(entries.len(), 0.0);
+        let range = fill::least(entries, &mut self.least);
         let scale = f32::from(MAX_ENTRY) / range;
         let scale = if scale.is_finite() { scale } else { 0.0 };
         self.subs = entries.len();
         self.delta = if scale > 0.0 { range / f32::from(MAX_ENTRY) } else { 0.0 };
-        self.bias = minima as f32;
+        self.bias = sum(&self.least) as f32;
         self.lines.clear();
         self.lines.resize(nibble_bytes(self.subs).div_ceil(size_of::<Line>()), Line([0; 64]));
         let bytes = self.lines.as_mut_slice().as_mut_bytes();
-        for (out, table) in bytes.as_chunks_mut::<SUB>().0.iter_mut().zip(entries) {
-            let (least, _) = ends(table);
-            for (out, entry) in out.iter_mut().zip(table) {
-                // Adding this rounds, and leaves the number in the low bits.
-                const WHOLE: f32 = (1u32 << 23) as f32;
-                *out = ((entry - least) * scale + WHOLE).to_bits() as u8;
-            }
-        }
+        fill::bytes(entries, &self.least, scale, bytes.as_chunks_mut().0);
     }
 
     /// Sub-quantizers.
@@ -78,16 +61,13 @@ impl Tables {
     }
 }
 
-/// The smallest and the largest entry.
-#[inline(always)]
-fn ends(table: &[f32; SUB]) -> (f32, f32) {
-    let (mut least, mut most) = (*table, *table);
-    // By halves, which are vectors.
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            least[i] = if least[i + half] < least[i] { least[i + half] } else { least[i] };
-            most[i] = if most[i + half] > most[i] { most[i + half] } else { most[i] };
-        }
+/// The sum, of every eighth by itself first.
+fn sum(values: &[f32]) -> f64 {
+    let mut lanes = [0f64; 8];
+    let (whole, rest) = values.as_chunks::<8>();
+    for values in whole {
+        lanes.iter_mut().zip(values).for_each(|(lane, &value)| *lane += f64::from(value));
     }
-    (least[0], most[0])
+    lanes.iter_mut().zip(rest).for_each(|(lane, &value)| *lane += f64::from(value));
+    lanes.iter().sum()
 }
