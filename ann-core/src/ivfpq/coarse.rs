@@ -14,8 +14,8 @@ use super::model::{key, unkey};
 
 /// Centroids below which all are measured.
 const FEW: usize = 256;
-/// Dimensions of a piece of a centroid.
-const PIECE: usize = 2;
+/// Pieces of a centroid: of two dimensions, but of four beyond so many, which tell as much of longer vectors.
+const PIECES: usize = 128;
 
 /// Codes of all centroids.
 pub(crate) struct Coarse {
@@ -30,7 +30,6 @@ pub(crate) struct Coarse {
 /// What scoring needs for a while.
 #[derive(Default)]
 pub(crate) struct Lookup {
-    entries: Vec<[f32; 16]>,
     tables: Tables,
 }
 
@@ -47,7 +46,7 @@ impl Coarse {
         if count < FEW {
             return None;
         }
-        let subs = dim.div_ceil(PIECE);
+        let subs = pieces(dim);
         let sample = centroids.len().min(4096 * dim);
         let pq = Pq::train(&centroids[..sample], dim, subs, 4, 0);
         let bytes = nibble_bytes(subs);
@@ -70,10 +69,17 @@ impl Coarse {
     }
 
     /// Takes over a query.
-    pub(crate) fn look_up(&self, query: &[f32], metric: Metric, lookup: &mut Lookup) {
+    /// `entries` is what its tables are made in.
+    pub(crate) fn look_up(
+        &self,
+        query: &[f32],
+        metric: Metric,
+        lookup: &mut Lookup,
+        entries: &mut Vec<[f32; 16]>,
+    ) {
         let factor = if metric == Metric::L2sq { -2.0 } else { -1.0 };
-        self.pq.tables(query, factor, &mut lookup.entries);
-        lookup.tables.fill(&lookup.entries);
+        self.pq.tables(query, factor, entries);
+        lookup.tables.fill(entries);
     }
 
     /// Replaces `order` with what gives the order of the nearest `count` centroids that `is_wanted`, as far as codes
@@ -116,4 +122,9 @@ impl Coarse {
             order.truncate(count);
         }
     }
+}
+
+/// Pieces that a centroid is cut into.
+fn pieces(dim: usize) -> usize {
+    dim.div_ceil(2).min(PIECES.max(dim.div_ceil(4)))
 }

@@ -188,8 +188,14 @@ impl Coder {
     }
 
     /// Fills in the tables of the query whose floats are there.
-    pub(super) fn prepare(&self, metric: Metric, prepared: &mut Prepared) {
-        let Prepared { floats, turned, nibbles, bytes, tables, lean, constant, .. } = prepared;
+    /// `entries` is what its tables are made in.
+    pub(super) fn prepare(
+        &self,
+        metric: Metric,
+        prepared: &mut Prepared,
+        entries: &mut Vec<[f32; 16]>,
+    ) {
+        let Prepared { floats, turned, bytes, tables, lean, constant, .. } = prepared;
         *lean = self.lean();
         *constant = match metric {
             Metric::L2sq if *lean < 1.0 => {
@@ -209,16 +215,16 @@ impl Coder {
                 let factor = if metric == Metric::L2sq { -2.0 * stretch } else { -stretch };
                 match pq.bits() {
                     4 => {
-                        pq.tables(query, factor, nibbles);
-                        tables.fill(nibbles);
+                        pq.tables(query, factor, entries);
+                        tables.fill(entries);
                     }
                     _ => pq.tables(query, factor, bytes),
                 }
             }
             Coder::RaBitQ(rotation, _) => {
                 rotation.apply(floats, turned);
-                halves(turned, nibbles);
-                tables.fill(nibbles);
+                halves(turned, entries);
+                tables.fill(entries);
             }
         }
     }

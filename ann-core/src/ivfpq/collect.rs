@@ -39,8 +39,14 @@ pub(crate) struct Collected {
 
 impl Collected {
     /// Begins with a query.
-    pub(super) fn begin(&mut self, model: &Model, query: &[f32], effort: Effort) {
-        self.ranking.begin(model, query, effort.probes);
+    pub(super) fn begin(
+        &mut self,
+        model: &Model,
+        query: &[f32],
+        effort: Effort,
+        entries: &mut Vec<[f32; 16]>,
+    ) {
+        self.ranking.begin(model, query, effort.probes, entries);
         self.candidates.clear();
         (self.limit, self.read) = (f32::INFINITY, 0);
     }
@@ -120,9 +126,9 @@ impl<S: PageStore> IvfPq<S> {
         effort: Effort,
         cost: &mut Cost,
     ) -> Result<()> {
-        let Scratch { row, prepared, collected, .. } = scratch;
-        self.prepare(model, row, prepared);
-        collected.begin(model, &prepared.floats, effort);
+        let Scratch { row, prepared, collected, entries, .. } = scratch;
+        self.prepare(model, row, prepared, entries);
+        collected.begin(model, &prepared.floats, effort, entries);
         while collected.turn(model, effort) {
             for at in 0..collected.turns.len() {
                 if let Some(next) = collected.turns.get(at + 1) {

@@ -6,8 +6,8 @@
 //! beyond the last candidate need not be read, but where inner products count vectors' lengths. Under cosine it gives
 //! the order as well, since wide lists reach farther towards the query; else the nearest centroid comes first.
 //!
-//! Many lists are ranked by codes of their centroids, of which those are found that a query is to read, and only lists
-//! whose turn comes are measured.
+//! Of many lists somewhat more than a query is to read are found by codes of their centroids; only these are measured,
+//! and put in their order.
 
 use zerocopy::IntoBytes;
 
@@ -41,70 +41,78 @@ pub(crate) struct Ranking {
     query: Query,
     length: f32,
     lookup: Lookup,
-    scores: Vec<f32>,
     offsets: Vec<u64>,
-    /// What gives the order, as far as codes tell, above the lists' places: sorted as far as `sorted`. There may be
-    /// more lists than these.
+    scores: Vec<f32>,
+    /// For each list that was measured, the query's distance to its centroid.
+    bases: Vec<f32>,
+    /// What gives the order above the lists' places: sorted as far as `sorted`. There may be more lists than these.
     order: Vec<u64>,
     sorted: usize,
     /// Those of `order` whose turn has come.
     given: usize,
     /// Places of the lists whose turn has come before those of `order`, sorted.
     past: Vec<u32>,
-    /// Whether distances are known from the beginning, which `scores` then has.
-    is_exact: bool,
-    mean: Extent,
 }
 
 impl Ranking {
-    /// Begins with a query that is expected to read at most `count` lists.
-    pub(crate) fn begin(&mut self, model: &Model, query: &[f32], count: usize) {
+    /// Begins with a query that is expected to read at most `count` lists. `entries` is what tables are made in.
+    pub(crate) fn begin(
+        &mut self,
+        model: &Model,
+        query: &[f32],
+        count: usize,
+        entries: &mut Vec<[f32; 16]>,
+    ) {
         model.kernel.prepare(query.as_bytes(), &mut self.query);
         self.length = query.iter().map(|x| x * x).sum::<f32>().sqrt();
-        self.mean = model.mean;
         self.past.clear();
-        (self.sorted, self.given) = (0, 0);
-        let coarse = model.coarse();
-        self.is_exact = coarse.is_none();
-        if let Some(coarse) = coarse {
-            coarse.look_up(query, model.metric, &mut self.lookup);
-            coarse.nearest(&self.lookup, count.max(SORTED), |_| true, &mut self.order);
-            return;
+        self.bases.resize(model.len(), 0.0);
+        match model.coarse() {
+            None => {
+                self.order.clear();
+                self.order.extend((0..model.len()).map(|at| key(0.0, at as u32)));
+            }
+            Some(coarse) => {
+                coarse.look_up(query, model.metric, &mut self.lookup, entries);
+                coarse.nearest(&self.lookup, more(count), |_| true, &mut self.order);
+            }
         }
-        self.offsets.clear();
-        self.offsets.extend((0..model.len()).map(|at| model.offset(at)));
-        self.measure(model);
-        let Ranking { scores, order, length, mean, .. } = self;
-        order.clear();
-        order.extend((0..).zip(&*scores).zip(&model.extents).map(|((at, &base), extent)| {
-            key(order_of(model.metric, *length, base, extent, mean), at)
-        }));
+        self.rank(model);
     }
 
-    /// Finds the lists behind those found so far, which have all had their turn.
+    /// Finds lists behind those found so far, which have all had their turn.
     fn find_more(&mut self, model: &Model, count: usize) {
         let Some(coarse) = model.coarse() else { return };
         let Ranking { past, order, .. } = self;
         past.extend(order.iter().map(|&key| key as u32));
         past.sort_unstable();
-        let count = count.max(past.len());
+        let count = more(count.max(past.len()));
         coarse.nearest(&self.lookup, count, |at| past.binary_search(&at).is_err(), order);
-        (self.sorted, self.given) = (0, 0);
+        self.rank(model);
     }
 
-    /// Makes `scores` the distances to the centroids at `offsets`.
-    fn measure(&mut self, model: &Model) {
-        let Ranking { query, scores, offsets, .. } = self;
+    /// Measures the lists that were found, to give them their order.
+    fn rank(&mut self, model: &Model) {
+        let Ranking { query, length, offsets, scores, bases, order, .. } = self;
+        offsets.clear();
+        offsets.extend(order.iter().map(|&key| model.offset(key as u32 as usize)));
         scores.clear();
         scores.resize(offsets.len(), 0.0);
         // The offsets are those of rows.
         let bytes = model.centroids.as_bytes();
         let _ = model.kernel.rows(query, bytes, offsets, f32::INFINITY, scores);
-        scores.iter_mut().for_each(|score| match model.metric {
-            Metric::L2sq => {}
-            Metric::InnerProduct => *score = -*score,
-            Metric::Cosine => *score = 1.0 - *score,
-        });
+        for (score, key_of) in scores.iter().zip(order) {
+            let base = match model.metric {
+                Metric::L2sq => *score,
+                Metric::InnerProduct => -score,
+                Metric::Cosine => 1.0 - score,
+            };
+            let place = *key_of as u32;
+            bases[place as usize] = base;
+            let own = &model.extents[place as usize];
+            *key_of = key(order_of(model.metric, *length, base, own, &model.mean), place);
+        }
+        (self.sorted, self.given) = (0, 0);
     }
 
     /// Replaces `turns` with those of the next lists, `count` at most, the most promising first; none once all have had
@@ -125,35 +133,26 @@ impl Ranking {
             rest[..count].sort_unstable();
             self.sorted += count;
         }
-        let places = self.order[self.given..last].iter().map(|&key| key as u32);
-        turns.extend(places.map(|place| Turn { least: 0.0, base: 0.0, place }));
+        turns.extend(self.order[self.given..last].iter().map(|&key| {
+            let place = key as u32;
+            let (base, extent) = (self.bases[place as usize], &model.extents[place as usize]);
+            Turn { least: least(model.metric, self.length, base, extent), base, place }
+        }));
         self.given = last;
-        if self.is_exact {
-            turns.iter_mut().for_each(|turn| turn.base = self.scores[turn.place as usize]);
-        } else {
-            self.offsets.clear();
-            self.offsets.extend(turns.iter().map(|turn| model.offset(turn.place as usize)));
-            self.measure(model);
-            turns.iter_mut().zip(&self.scores).for_each(|(turn, &score)| turn.base = score);
-        }
-        for turn in &mut *turns {
-            let extent = &model.extents[turn.place as usize];
-            turn.least = least(model.metric, self.length, turn.base, extent);
-        }
-        let Ranking { length, mean, .. } = &*self;
-        turns.sort_unstable_by_key(|turn| {
-            let extent = &model.extents[turn.place as usize];
-            key(order_of(model.metric, *length, turn.base, extent, mean), turn.place)
-        });
     }
 
     /// The turns of all lists of a query.
     pub(crate) fn all(&mut self, model: &Model, query: &[f32]) -> Vec<Turn> {
-        self.begin(model, query, model.len());
+        self.begin(model, query, model.len(), &mut Vec::new());
         let mut turns = Vec::new();
         self.next(model, model.len(), &mut turns);
         turns
     }
+}
+
+/// How many lists are measured to find the first `count`.
+fn more(count: usize) -> usize {
+    count.saturating_add(count / 2)
 }
 
 /// What a list's turn goes by. One of which nothing is known is taken for one like the mean.

@@ -19,7 +19,6 @@ pub(crate) struct Prepared {
     pub floats: Vec<f32>,
     /// As codes are rotated.
     pub turned: Vec<f32>,
-    pub nibbles: Vec<[f32; 16]>,
     pub bytes: Vec<[f32; adc::ENTRIES]>,
     pub tables: Tables,
     /// What a list's distance counts, and what is added to that.
@@ -30,9 +29,16 @@ pub(crate) struct Prepared {
 
 impl<S: PageStore> IvfPq<S> {
     /// Fills in the tables of the query whose row and probe are there.
-    pub(super) fn prepare(&self, model: &Model, row: &[u8], prepared: &mut Prepared) {
+    /// `entries` is what they are made in.
+    pub(super) fn prepare(
+        &self,
+        model: &Model,
+        row: &[u8],
+        prepared: &mut Prepared,
+        entries: &mut Vec<[f32; 16]>,
+    ) {
         self.rows.space.floats(row, &mut prepared.floats);
-        model.coder.prepare(model.metric, prepared);
+        model.coder.prepare(model.metric, prepared, entries);
     }
 
     /// Asks for the first blocks of a list.

@@ -28,6 +28,8 @@ pub(crate) struct Scratch {
     pub(super) collected: Collected,
     pub(super) found: Vec<u64>,
     pub(super) batch: Batch,
+    /// What tables of queries are made in.
+    pub(super) entries: Vec<[f32; 16]>,
 }
 
 /// Candidates that are kept, at least: by the last of them it is judged which lists are of use.
@@ -149,8 +151,8 @@ impl<S: PageStore> IvfPq<S> {
         let (Some(model), None) = (self.model()?, &plan.exact) else {
             return Ok(self.exact(scratch, plan, (usize::MAX, radius), options.exact)?.0);
         };
-        let Scratch { row, prepared, collected, .. } = scratch;
-        self.prepare(model, row, prepared);
+        let Scratch { row, prepared, collected, entries, .. } = scratch;
+        self.prepare(model, row, prepared, entries);
         let probes = options.probes.unwrap_or(model.len());
         let turns = collected.ranking.all(model, &prepared.floats);
         let by_codes = !self.rows.has_rows() && options.exact.is_none();

@@ -27,10 +27,12 @@ impl<S: PageStore> IvfPq<S> {
         k: usize,
     ) -> Result<Vec<Vec<Hit>>> {
         let mut cost = Cost::default();
+        // Of all queries: what each keeps of its own is to stay in the cache.
+        let mut entries = Vec::new();
         for scratch in &mut *scratches {
             let Scratch { row, prepared, collected, .. } = &mut **scratch;
-            self.prepare(model, row, prepared);
-            collected.begin(model, &prepared.floats, effort);
+            self.prepare(model, row, prepared, &mut entries);
+            collected.begin(model, &prepared.floats, effort, &mut entries);
         }
         let mut going: Vec<usize> = (0..scratches.len()).collect();
         let mut turns: Vec<(usize, Turn)> = Vec::new();
