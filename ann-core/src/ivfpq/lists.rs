@@ -70,6 +70,7 @@ impl Block {
     }
 
     /// Bytes of 32 codes.
+    #[inline]
     pub(crate) fn codes(self) -> usize {
         match self.bits {
             4 => nibble_bytes(self.subs),
@@ -78,11 +79,13 @@ impl Block {
     }
 
     /// Where the slots begin.
+    #[inline]
     pub(crate) fn slots(self) -> usize {
         self.codes() + self.factors * NUMBERS
     }
 
     /// Where what chains blocks begins.
+    #[inline]
     pub(crate) fn links(self) -> usize {
         self.slots() + NUMBERS
     }
@@ -143,6 +146,7 @@ impl Block {
     }
 
     /// The addends of a block's bytes, if there are any, and their scales.
+    #[inline]
     pub(crate) fn factors_of(self, block: &[u8]) -> [Option<&Addends>; 2] {
         let of = |number: usize| block[self.factor(number, 0)..].first_chunk();
         [0, 1].map(|number| if number < self.factors { of(number) } else { None })
@@ -162,6 +166,7 @@ impl Block {
     }
 
     /// The slots of a block's bytes.
+    #[inline]
     pub(crate) fn slots_of(self, block: &[u8]) -> [u32; BLOCK] {
         let bytes = &block[self.slots()..self.links()];
         let mut slots = [NONE; BLOCK];
@@ -172,6 +177,7 @@ impl Block {
     }
 
     /// What chains a block's bytes to others.
+    #[inline]
     pub(crate) fn links_of(self, block: &[u8]) -> Links {
         let bytes = &block[self.links()..];
         Links::read_from_prefix(bytes).map_or(Links::new(NONE, NONE), |(links, _)| links)

@@ -86,57 +86,54 @@ impl<S: PageStore> IvfPq<S> {
             }
             steps += 1;
             let block = next;
-            let score = |bytes: &[u8]| {
-                let links = shape.links_of(bytes);
-                let follows = links.next.get();
-                // Blocks mostly follow one another, and one takes longer to come than to be scored.
-                if fetches {
-                    self.rows.prefetch(BLOCKS, block + AHEAD);
-                    if follows != block + 1 {
-                        self.rows.prefetch(BLOCKS, follows);
-                    }
-                }
-                let mut allowed = !0u32;
-                if by_slot {
-                    held = shape.slots_of(bytes);
-                    allowed = 0;
-                    for (lane, &slot) in held.iter().enumerate() {
-                        allowed |= u32::from(slot != NONE && matcher.accepts(slot, 0)) << lane;
-                    }
-                }
-                if allowed == 0 {
-                    return (0, links.list.get(), follows);
-                }
-                let codes = &bytes[..shape.codes()];
-                let Prepared { tables, bytes: wide, scan, .. } = prepared;
-                let mut below = match (shape.factors_of(bytes), shape.bits) {
-                    ([Some(add), Some(mul)], _) => {
-                        let factors = fastscan::Factors { add, mul };
-                        scan.scaled(codes, tables, factors, base, *bound, &mut distances)
-                    }
-                    ([addends, _], 4) => {
-                        scan.distances(codes, tables, addends, base, *bound, &mut distances)
-                    }
-                    ([addends, _], _) => {
-                        adc::distances(codes, wide, addends, base, *bound, &mut distances)
-                    }
-                };
-                below &= allowed;
-                if below != 0 && !by_slot {
-                    held = shape.slots_of(bytes);
-                }
-                (below, links.list.get(), follows)
-            };
-            let (below, of, follows) = match looks {
-                true => self.rows.record(BLOCKS, block, score)?,
-                false => self.rows.record_of_page(BLOCKS, block, &mut page, score)?,
-            };
-            if of != list {
+            let bytes = self.rows.record_of_page(BLOCKS, block, &mut page)?;
+            let links = shape.links_of(bytes);
+            next = links.next.get();
+            if links.list.get() != list {
+                let of = links.list.get();
                 return Err(self.bad_block(block, format!("it is of list {of}, not {list}")));
             }
+            // Blocks mostly follow one another, and one takes longer to come than to be scored.
+            if fetches {
+                self.rows.prefetch(BLOCKS, block + AHEAD);
+                if next != block + 1 {
+                    self.rows.prefetch(BLOCKS, next);
+                }
+            }
             cost.hops += 1;
-            next = follows;
-            let mut below = below;
+            let mut allowed = !0u32;
+            if by_slot {
+                held = shape.slots_of(bytes);
+                allowed = 0;
+                for (lane, &slot) in held.iter().enumerate() {
+                    allowed |= u32::from(slot != NONE && matcher.accepts(slot, 0)) << lane;
+                }
+                if allowed == 0 {
+                    continue;
+                }
+            }
+            let codes = &bytes[..shape.codes()];
+            let Prepared { tables, bytes: wide, scan, .. } = prepared;
+            let below = match (shape.factors_of(bytes), shape.bits) {
+                ([Some(add), Some(mul)], _) => {
+                    let factors = fastscan::Factors { add, mul };
+                    scan.scaled(codes, tables, factors, base, *bound, &mut distances)
+                }
+                ([addends, _], 4) => {
+                    scan.distances(codes, tables, addends, base, *bound, &mut distances)
+                }
+                ([addends, _], _) => {
+                    adc::distances(codes, wide, addends, base, *bound, &mut distances)
+                }
+            };
+            let mut below = below & allowed;
+            if below != 0 && !by_slot {
+                held = shape.slots_of(bytes);
+            }
+            if looks {
+                // What is looked at lies on other pages.
+                page = None;
+            }
             while below != 0 {
                 let lane = below.trailing_zeros() as usize;
                 below &= below - 1;

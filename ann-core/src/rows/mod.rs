@@ -241,35 +241,36 @@ impl<S: PageStore> Rows<S> {
                 return Ok(read(record));
             }
         }
-        let missing = || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
+        let missing = || no_record(number, id);
         let (page, offset) = array.locate(id).ok_or_else(missing)?;
         let body = self.store.read(page)?;
         Ok(read(body.get(offset..offset + array.size()).ok_or_else(missing)?))
     }
 
-    /// [`Rows::record`] of records that may lie on the same page one after the other: it stays latched in `page`, and
-    /// until that is dropped no other may be read.
+    /// The bytes of a record, of several that may lie on the same page one after the other: it stays latched in `page`,
+    /// and until that is dropped no other may be read.
     #[inline]
-    pub(crate) fn record_of_page<'a, R>(
+    pub(crate) fn record_of_page<'p, 'a: 'p>(
         &'a self,
         number: usize,
         id: u32,
-        page: &mut Option<(PageId, S::Page<'a>)>,
-        read: impl FnOnce(&[u8]) -> R,
-    ) -> Result<R> {
-        if self.store.contiguous().is_some() {
-            return self.record(number, id, read);
-        }
+        page: &'p mut Option<(PageId, S::Page<'a>)>,
+    ) -> Result<&'p [u8]> {
         let array = self.array(number)?;
-        let missing = || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
-        let (at, offset) = array.locate(id).ok_or_else(missing)?;
-        if page.as_ref().is_none_or(|(known, _)| *known != at) {
-            // One latch at a time.
-            *page = None;
-            *page = Some((at, self.store.read(at)?));
-        }
-        let body = page.as_ref().map_or(&[][..], |(_, body)| &body[..]);
-        Ok(read(body.get(offset..offset + array.size()).ok_or_else(missing)?))
+        let (body, offset) = match self.store.contiguous() {
+            Some(bytes) => (bytes, array.offset(id) as usize),
+            None => {
+                let (at, offset) = array.locate(id).ok_or_else(|| no_record(number, id))?;
+                if page.as_ref().is_none_or(|(known, _)| *known != at) {
+                    // One latch at a time.
+                    *page = None;
+                    *page = Some((at, self.store.read(at)?));
+                }
+                (page.as_ref().map_or(&[][..], |(_, body)| &body[..]), offset)
+            }
+        };
+        let end = offset.checked_add(array.size());
+        end.and_then(|end| body.get(offset..end)).ok_or_else(|| no_record(number, id))
     }
 
     /// A hint that a record will be read soon.
@@ -354,8 +355,7 @@ impl<S: PageStore> Rows<S> {
             return self.record(number, id, |row| out.extend_from_slice(row));
         }
         for part in 0..array.span() {
-            let missing =
-                || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
+            let missing = || no_record(number, id);
             let body = self.store.read(array.part(id, part).ok_or_else(missing)?)?;
             out.extend_from_slice(&body[..body.len().min(array.size() - out.len())]);
         }
@@ -559,7 +559,7 @@ impl<S: PageStore> Rows<S> {
         let Some(array) = &arrays[number] else {
             return Ok(());
         };
-        let missing = || Error::corrupt(0, format!("record {id} of array {number} does not exist"));
+        let missing = || no_record(number, id);
         if array.span() == 1 {
             let (page, offset) = array.locate(id).ok_or_else(missing)?;
             return store.write(&[page], |pages| pages.put(0, offset, row));
@@ -772,6 +772,11 @@ impl<S: PageStore> Rows<S> {
     pub(crate) fn key_bytes(&self) -> usize {
         self.keys.get().map_or(0, Keys::bytes)
     }
+}
+
+/// A complaint about a record that there is not.
+fn no_record(number: usize, id: u32) -> Error {
+    Error::corrupt(0, format!("record {id} of array {number} does not exist"))
 }
 
 /// Records lie on their pages, parts of records within those, and no part is made of parts.
