@@ -14,7 +14,7 @@ use super::rank::Turn;
 use super::search::{Borrowed, Effort, Scratch};
 
 /// Queries that read together, at most: what they need beside lists stays in the cache.
-pub(super) const GROUP: usize = 128;
+pub(super) const GROUP: usize = 256;
 
 impl<S: PageStore> IvfPq<S> {
     /// The `k` nearest of each query whose row and probe are there.
