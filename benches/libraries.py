@@ -42,9 +42,9 @@ class NumpyFlat(Library):
             np.save(file, self.rows)
 
 
-# What our graphs are searched with besides pools of one size for all queries.
-LARGE = 512
-EPSILONS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)
+# What our graphs are searched with besides pools of one size for all queries: pools that are large
+# enough not to matter, and how far beyond the last result the search goes on.
+EPSILONS = {512: (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16), 2048: (0.14, 0.18, 0.22, 0.3)}
 
 
 class AnnHnsw(Library):
@@ -65,7 +65,8 @@ class AnnHnsw(Library):
         self.index.add(train, threads=task.threads)
 
     def settings(self, n: int) -> list[Setting]:
-        return super().settings(n) + [{"ef": LARGE, "epsilon": e} for e in EPSILONS]
+        by_epsilon = [{"ef": ef, "epsilon": e} for ef, few in EPSILONS.items() for e in few]
+        return super().settings(n) + by_epsilon
 
     def search(self, queries: np.ndarray, k: int, **setting: Any) -> np.ndarray:
         return self.index.search(queries, k, threads=1, **setting)[0]

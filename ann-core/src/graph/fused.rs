@@ -31,6 +31,8 @@ pub(super) use crate::kernel::fastscan::BLOCK;
 
 /// Bytes from which on a record takes longer to come than a hop to be computed.
 const LONG: usize = 2048;
+/// Bytes up to which two searches that take turns do better than one.
+const TWO: usize = 2560;
 
 /// Bytes of a list's scales, which stand behind its blocks.
 const SCALES: usize = 8;
@@ -97,7 +99,11 @@ impl Fused {
     /// How many searches had better take turns, if a record has so many bytes: of long ones, more than come from memory
     /// at a time are on their way already.
     pub(super) fn lanes(record: usize) -> usize {
-        if record > LONG { 1 } else { 3 }
+        match record {
+            0..=LONG => 3,
+            _ if record <= TWO => 2,
+            _ => 1,
+        }
     }
 
     /// Where in a list a block's additions, its factors and its planes are.
