@@ -42,9 +42,14 @@ class NumpyFlat(Library):
             np.save(file, self.rows)
 
 
-# What our graphs are searched with besides pools of one size for all queries: pools that are large
-# enough not to matter, and how far beyond the last result the search goes on.
-EPSILONS = {512: (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16), 2048: (0.14, 0.18, 0.22, 0.3)}
+# What our graphs are searched with besides pools that are all expanded: how far beyond the last
+# result the search goes on, in pools of some sizes.
+EPSILONS = {
+    48: (0.02, 0.03, 0.04),
+    96: (0.03, 0.04, 0.05),
+    512: (0.05, 0.07, 0.1, 0.13),
+    2048: (0.14, 0.18, 0.22, 0.3),
+}
 
 
 class AnnHnsw(Library):
