@@ -66,7 +66,6 @@ pub(crate) use walk::Walk;
 use lists::Block;
 use model::Model;
 use search::Scratch;
-use together::GROUP;
 
 /// The array of blocks of codes; the meta page counts its records.
 const BLOCKS: usize = UPPER;
@@ -349,11 +348,12 @@ impl<S: PageStore> Index for IvfPq<S> {
     ) -> Result<Vec<Vec<Hit>>> {
         let plan = self.plan(options)?;
         let group = |rows: Range<usize>| self.search_group(queries, rows, options, &plan);
+        let most = self.group();
         if threads == 1 {
             self.rows.space.check_shape::<T>(queries.ncols())?;
             let mut found = Vec::with_capacity(queries.nrows());
-            for first in (0..queries.nrows()).step_by(GROUP) {
-                found.extend(group(first..queries.nrows().min(first + GROUP))?);
+            for first in (0..queries.nrows()).step_by(most) {
+                found.extend(group(first..queries.nrows().min(first + most))?);
             }
             return Ok(found);
         }
@@ -361,7 +361,7 @@ impl<S: PageStore> Index for IvfPq<S> {
             check_rows(&self.rows.space, &queries)?;
             // A group for each thread, if queries are few.
             let share = queries.nrows().div_ceil(rayon::current_num_threads());
-            let size = share.clamp(8, GROUP);
+            let size = share.clamp(8, most);
             let groups = (0..queries.nrows()).into_par_iter().step_by(size);
             let groups = groups.map(|first| group(first..queries.nrows().min(first + size)));
             let found: Vec<Vec<Vec<Hit>>> = groups.collect::<Result<_>>()?;

@@ -5,6 +5,8 @@
 
 use crate::error::Result;
 use crate::index::{Cost, Hit};
+use crate::kernel::adc::ENTRIES;
+use crate::kernel::fastscan::SUB;
 use crate::page::PageStore;
 use crate::rows::Matcher;
 
@@ -13,10 +15,17 @@ use super::model::Model;
 use super::rank::Turn;
 use super::search::{Borrowed, Effort, Scratch};
 
-/// Queries that read together, at most: what they need beside lists stays in the cache.
-pub(super) const GROUP: usize = 256;
+/// Queries that read together, at most, and bytes of their tables: what they need beside lists stays in the cache.
+const GROUP: usize = 256;
+const TABLES: usize = 2 << 20;
 
 impl<S: PageStore> IvfPq<S> {
+    /// How many queries read together, at most.
+    pub(super) fn group(&self) -> usize {
+        let table = if self.block.bits == 8 { size_of::<[f32; ENTRIES]>() } else { SUB };
+        (TABLES / (table * self.block.subs)).clamp(8, GROUP)
+    }
+
     /// The `k` nearest of each query whose row and probe are there.
     pub(super) fn search_together(
         &self,

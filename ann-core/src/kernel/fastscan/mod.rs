@@ -33,7 +33,7 @@ pub const BLOCK: usize = 32;
 pub const MAX_BITS: u8 = 8;
 
 /// Bytes of a sub-quantizer, which is a nibble of each code: as many as its table has.
-const SUB: usize = 16;
+pub(crate) const SUB: usize = 16;
 /// The largest entry of [`Tables`]: four of them fit a byte, so that four lookups are added before they are widened.
 /// What sums are off by for it is a few units, where codewords are off by a hundred.
 const MAX_ENTRY: u8 = 63;
