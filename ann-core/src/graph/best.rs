@@ -104,13 +104,20 @@ impl Best {
             entry.estimate = rounded;
             return Ok(Estimate::Nearer);
         }
+        self.enter(at, id, rounded)?;
+        Ok(Estimate::First)
+    }
+
+    /// Takes note of a node's first estimate, at the node's place.
+    #[inline(always)]
+    fn enter(&mut self, at: usize, id: u32, estimate: u16) -> Result<()> {
         self.check(id)?;
-        self.entries[at] = Entry { id, estimate: rounded, search: self.search };
+        self.entries[at] = Entry { id, estimate, search: self.search };
         self.count += 1;
         if self.count > (1 << (32 - self.shift)) / 2 {
             self.make_room();
         }
-        Ok(Estimate::First)
+        Ok(())
     }
 
     /// Twice as many places.
@@ -136,14 +143,14 @@ impl Best {
 
     /// Takes note of an estimate that was left out unseen. Whether it is of use: its node's best, and that not expanded.
     pub(crate) fn is_of_use(&mut self, id: u32, sorting: u32) -> bool {
-        let again = self.again;
-        let found = self.improve(id, sorting);
-        self.again = again;
-        match found {
-            Ok(Estimate::NoNearer) => self.is_best(id, sorting),
-            Ok(_) => true,
-            Err(_) => false,
+        let (rounded, at) = (rounded(sorting), self.place(id));
+        let entry = &mut self.entries[at];
+        if entry.search != self.search {
+            return self.enter(at, id, rounded).is_ok();
         }
+        let known = entry.estimate;
+        entry.estimate = known.min(rounded);
+        rounded <= known
     }
 
     /// Checks an id.
