@@ -52,13 +52,14 @@ impl Space {
         self.stored == DType::I8 && self.dtype != DType::I8
     }
 
-    /// Checks a vector at the door.
-    pub(super) fn check_scaled<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
+    /// Checks a vector at the door; tells its largest coordinate.
+    pub(super) fn check_scaled<T: Element>(&self, vector: &[T], row: usize) -> Result<f32> {
         self.check_shape::<T>(vector.len())?;
-        match USUAL.contains(&largest(vector)) {
-            true => Ok(()),
-            false => self.stored_norm2(vector, row).map(drop),
+        let largest = largest(vector);
+        if !USUAL.contains(&largest) {
+            self.stored_norm2(vector, row)?;
         }
+        Ok(largest)
     }
 
     /// What is wrong with a row of such bytes.
@@ -72,7 +73,7 @@ impl Space {
 }
 
 /// The largest coordinate by absolute value; not a number if one of them is none.
-fn largest<T: Element>(vector: &[T]) -> f32 {
+pub(super) fn largest<T: Element>(vector: &[T]) -> f32 {
     wide(
         #[inline(always)]
         || {
@@ -88,9 +89,8 @@ fn largest<T: Element>(vector: &[T]) -> f32 {
     )
 }
 
-/// The bytes of a vector that passed the checks, and their squared norm.
-pub(super) fn scaled<T: Element>(vector: &[T]) -> (Vec<i8>, f64) {
-    let largest = largest(vector);
+/// The bytes of a vector that passed the checks, whose largest coordinate is known, and their squared norm.
+pub(super) fn scaled<T: Element>(vector: &[T], largest: f32) -> (Vec<i8>, f64) {
     let lift = if largest < SMALL { LIFT } else { 1.0 };
     let scale = LARGEST / (largest * lift);
     let mut bytes = vec![0i8; vector.len()];
@@ -115,6 +115,10 @@ pub(super) fn scaled<T: Element>(vector: &[T]) -> (Vec<i8>, f64) {
 mod tests {
     use super::*;
     use crate::page::testing::Rng;
+
+    fn scaled(vector: &[f32]) -> (Vec<i8>, f64) {
+        super::scaled(vector, largest(vector))
+    }
 
     #[test]
     fn directions_are_rounded_to_the_nearest() {

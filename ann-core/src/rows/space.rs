@@ -18,7 +18,7 @@ use crate::page::PageStore;
 
 use super::array::Array;
 use super::codes::Asked;
-use super::narrow::{allowed, narrows, scaled};
+use super::narrow::{allowed, largest, narrows, scaled};
 
 /// Dimension, element type and metric, and the kernel that serves them.
 pub(crate) struct Space {
@@ -149,7 +149,7 @@ impl Space {
     /// Checks a vector at the door; `row` is for the message.
     pub(crate) fn check<T: Element>(&self, vector: &[T], row: usize) -> Result<()> {
         if self.is_scaled() {
-            return self.check_scaled(vector, row);
+            return self.check_scaled(vector, row).map(drop);
         }
         match self.checked_halves(vector, row)? {
             Some(halves) => self.stored_norm2(&halves, row).map(drop),
@@ -252,7 +252,7 @@ impl Space {
     /// Appends the row of a vector that passed [`Space::check`].
     pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) {
         if self.is_scaled() {
-            let (bytes, norm2) = scaled(vector);
+            let (bytes, norm2) = scaled(vector, largest(vector));
             return self.encode_of_norm(&bytes, norm2, out);
         }
         match self.halves(vector) {
@@ -295,16 +295,12 @@ impl Space {
     ) -> Result<()> {
         bytes.clear();
         if self.is_scaled() {
-            self.check_scaled(query, row)?;
-            self.encode(query, bytes);
-            self.probe(bytes, probe);
-            return Ok(());
-        }
-        match self.checked_halves(query, row)? {
-            Some(halves) => {
-                self.encode_of_norm(&halves, self.stored_norm2(&halves, row)?, bytes);
-            }
-            None => self.encode_of_norm(query, self.stored_norm2(query, row)?, bytes),
+            let (stored, norm2) = scaled(query, self.check_scaled(query, row)?);
+            self.encode_of_norm(&stored, norm2, bytes);
+        } else if let Some(halves) = self.checked_halves(query, row)? {
+            self.encode_of_norm(&halves, self.stored_norm2(&halves, row)?, bytes);
+        } else {
+            self.encode_of_norm(query, self.stored_norm2(query, row)?, bytes);
         }
         self.probe(bytes, probe);
         Ok(())
