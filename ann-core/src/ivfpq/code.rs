@@ -100,28 +100,58 @@ const SCALED: f32 = 0.3;
 #[derive(Clone, Debug)]
 pub(super) enum Coder {
     Pq {
-        pq: Pq,
+        words: Words,
         /// What vectors are rotated by before they are encoded.
         rotation: Option<Arc<opq::Rotation>>,
-        /// What codes stand for counts so many times: see `stretch.rs`.
-        stretch: f32,
-        /// Codes are of what vectors have beside so many times their list's centroid: see `lean.rs`.
-        lean: f32,
     },
     RaBitQ(Rotation, u8),
+}
+
+/// A product quantizer, and what its codes stand for in lists.
+#[derive(Clone, Debug)]
+pub(super) struct Words {
+    pub pq: Pq,
+    /// What codes stand for counts so many times: see `stretch.rs`.
+    pub stretch: f32,
+    /// Codes are of what vectors have beside so many times their list's centroid: see `lean.rs`.
+    pub lean: f32,
 }
 
 /// What encoding needs for a while, of one model.
 #[derive(Default)]
 pub(super) struct Scratch {
-    direction: Vec<f32>,
-    decoded: Vec<f32>,
+    words: WordsScratch,
+    centre: Centre,
+    /// A residual as it is rotated, and its vector.
     turned: Vec<f32>,
     vector: Vec<f32>,
-    /// The place of a list and its rotated centroid.
-    centre: (Option<usize>, Vec<f32>),
     levels: Vec<u8>,
+}
+
+/// What choosing codewords needs for a while.
+#[derive(Default)]
+pub(super) struct WordsScratch {
+    direction: Vec<f32>,
+    decoded: Vec<f32>,
     pq: pq::Scratch,
+}
+
+/// The rotated centroid of the list that was encoded for last.
+#[derive(Default)]
+struct Centre {
+    at: Option<usize>,
+    turned: Vec<f32>,
+}
+
+impl Centre {
+    /// That of the list that a vector is to be encoded for.
+    fn of(&mut self, wanted: &Wanted<'_>, rotate: impl FnOnce(&[f32], &mut Vec<f32>)) -> &[f32] {
+        if self.at != Some(wanted.at) {
+            rotate(wanted.centroid, &mut self.turned);
+            self.at = Some(wanted.at);
+        }
+        &self.turned
+    }
 }
 
 /// A vector that is to be encoded for a list.
@@ -162,7 +192,7 @@ impl Coder {
                     _ => Some(Arc::new(opq::Rotation::new(dim, rows)?)),
                 };
                 let pq = Pq::new(dim, meta.m.get() as usize, meta.code_bits, book)?;
-                Some(Coder::Pq { pq, rotation, stretch, lean })
+                Some(Coder::Pq { words: Words { pq, stretch, lean }, rotation })
             }
             Some(planes) => Some(Coder::RaBitQ(Rotation::new(dim, meta.seed.get()), planes)),
         }
@@ -171,20 +201,20 @@ impl Coder {
     /// How much of a centroid is left out of what codes are of.
     pub(super) fn lean(&self) -> f32 {
         match self {
-            Coder::Pq { lean, .. } => *lean,
+            Coder::Pq { words, .. } => words.lean,
             Coder::RaBitQ(..) => 1.0,
         }
     }
 
     /// What is kept of it on pages.
     pub(super) fn book(&self, meta: &Meta) -> Vec<f32> {
-        let Coder::Pq { pq, rotation, stretch, lean } = self else {
+        let Coder::Pq { words, rotation } = self else {
             return Vec::new();
         };
         let rows = rotation.as_ref().map_or(&[][..], |rotation| rotation.rows());
-        let fitted = [*lean, *stretch];
+        let fitted = [words.lean, words.stretch];
         let last = if meta.entries & FITTED == 0 { &[][..] } else { &fitted };
-        [pq.book(), rows, last].concat()
+        [words.pq.book(), rows, last].concat()
     }
 
     /// Fills in the tables of the query whose floats are there.
@@ -204,7 +234,7 @@ impl Coder {
             _ => 0.0,
         };
         match self {
-            Coder::Pq { pq, rotation, stretch, .. } => {
+            Coder::Pq { words: Words { pq, stretch, .. }, rotation } => {
                 let query = match rotation {
                     None => &*floats,
                     Some(rotation) => {
@@ -231,8 +261,9 @@ impl Coder {
 
     /// Learns how much its codes are to be stretched. What they miss along a vector counts `weight` times.
     pub(super) fn learn_stretch(&mut self, sample: &Sample<'_>, weight: f32) {
-        if let Coder::Pq { pq, rotation, stretch, lean } = self {
-            *stretch = stretch::learn(pq, rotation.as_deref(), sample, (*lean, weight));
+        if let Coder::Pq { words, rotation } = self {
+            let counts = (words.lean, weight);
+            words.stretch = stretch::learn(&words.pq, rotation.as_deref(), sample, counts);
         }
     }
 
@@ -246,11 +277,9 @@ impl Coder {
         scratch: &mut Scratch,
     ) -> (Factors, f32) {
         match self {
-            Coder::Pq { pq, rotation: None, stretch, lean } => {
-                encode_pq((pq, *stretch, *lean), wanted, codes, scratch)
-            }
-            Coder::Pq { pq, rotation: Some(rotation), stretch, lean } => {
-                encode_turned((pq, *stretch, *lean), rotation, wanted, codes, scratch)
+            Coder::Pq { words, rotation: None } => words.encode(wanted, codes, &mut scratch.words),
+            Coder::Pq { words, rotation: Some(rotation) } => {
+                words.encode_turned(rotation, wanted, codes, scratch)
             }
             Coder::RaBitQ(rotation, planes) => {
                 encode_rabitq(rotation, *planes, wanted, codes, scratch)
@@ -266,10 +295,10 @@ impl Coder {
         metric: Metric,
     ) -> Option<Factors> {
         match self {
-            Coder::Pq { pq, rotation: None, stretch, lean } => {
+            Coder::Pq { words, rotation: None } => {
                 let mut decoded = Vec::new();
-                decode(pq, *stretch, codes, &mut decoded);
-                Some(factors(&decoded, centroid, *lean, metric))
+                words.decode(codes, &mut decoded);
+                Some(words.factors(&decoded, centroid, metric))
             }
             Coder::Pq { .. } | Coder::RaBitQ(..) => None,
         }
@@ -291,7 +320,7 @@ impl Coder {
         let Prepared { floats, tables, .. } = prepared;
         let length = floats.iter().map(|x| x * x).sum::<f32>().sqrt();
         let (slack, rounding) = match self {
-            Coder::Pq { pq, .. } => {
+            Coder::Pq { words: Words { pq, .. }, .. } => {
                 let share = (4.0 / (pq.dim() as f32).sqrt()).min(1.0);
                 let slack = match metric {
                     Metric::L2sq => error * error + 2.0 * radius.max(0.0).sqrt() * error * share,
@@ -312,26 +341,59 @@ impl Coder {
     }
 }
 
-fn encode_pq(
-    (pq, stretch, lean): (&Pq, f32, f32),
-    wanted: Wanted<'_>,
-    codes: &mut [u8],
-    scratch: &mut Scratch,
-) -> (Factors, f32) {
-    let Wanted { vector, residual, centroid, metric, weight, .. } = wanted;
-    choose(pq, residual, vector, weight, codes, scratch);
-    let decoded = &mut scratch.decoded;
-    decode(pq, stretch, codes, decoded);
-    let squares = decoded.iter().zip(residual).map(|(x, r)| f64::from(r - x).powi(2));
-    let missed = squares.sum::<f64>().sqrt() as f32;
-    (factors(decoded, centroid, lean, metric), missed)
-}
+impl Words {
+    /// See [`Coder::encode`].
+    fn encode(
+        &self,
+        wanted: Wanted<'_>,
+        codes: &mut [u8],
+        scratch: &mut WordsScratch,
+    ) -> (Factors, f32) {
+        let Wanted { vector, residual, centroid, metric, weight, .. } = wanted;
+        choose(&self.pq, residual, vector, weight, codes, scratch);
+        let decoded = &mut scratch.decoded;
+        self.decode(codes, decoded);
+        let squares = decoded.iter().zip(residual).map(|(x, r)| f64::from(r - x).powi(2));
+        let missed = squares.sum::<f64>().sqrt() as f32;
+        (self.factors(decoded, centroid, metric), missed)
+    }
 
-/// What a code stands for.
-fn decode(pq: &Pq, stretch: f32, codes: &[u8], decoded: &mut Vec<f32>) {
-    decoded.resize(pq.dim(), 0.0);
-    pq.decode(codes, decoded);
-    decoded.iter_mut().for_each(|x| *x *= stretch);
+    /// [`Words::encode`] of what is rotated before.
+    fn encode_turned(
+        &self,
+        rotation: &opq::Rotation,
+        wanted: Wanted<'_>,
+        codes: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> (Factors, f32) {
+        let Scratch { words, centre, turned, vector, .. } = scratch;
+        let centroid = centre.of(&wanted, |centroid, out| rotation.apply(centroid, out));
+        rotation.apply(wanted.residual, turned);
+        vector.clear();
+        vector.extend(turned.iter().zip(centroid).map(|(r, c)| r + self.lean * c));
+        self.encode(Wanted { vector, residual: turned, centroid, ..wanted }, codes, words)
+    }
+
+    /// What a code stands for.
+    fn decode(&self, codes: &[u8], decoded: &mut Vec<f32>) {
+        decoded.resize(self.pq.dim(), 0.0);
+        self.pq.decode(codes, decoded);
+        decoded.iter_mut().for_each(|x| *x *= self.stretch);
+    }
+
+    /// What an entry has beside a code that stands for `decoded`.
+    fn factors(&self, decoded: &[f32], centroid: &[f32], metric: Metric) -> Factors {
+        let lean = f64::from(self.lean);
+        let term = |(x, c): (&f32, &f32)| {
+            let (x, c) = (f64::from(*x), f64::from(*c));
+            x * (x + 2.0 * lean * c) + (lean - 1.0) * lean * c * c
+        };
+        let addend = match metric {
+            Metric::L2sq => decoded.iter().zip(centroid).map(term).sum::<f64>() as f32,
+            _ => 0.0,
+        };
+        Factors { addend, scale: 0.0 }
+    }
 }
 
 /// Chooses the code of what a vector has beside a centroid. What it misses along the vector counts `weight` times.
@@ -341,9 +403,9 @@ pub(super) fn choose(
     vector: &[f32],
     weight: f32,
     codes: &mut [u8],
-    scratch: &mut Scratch,
+    scratch: &mut WordsScratch,
 ) {
-    let Scratch { direction, pq: own, .. } = scratch;
+    let WordsScratch { direction, pq: own, .. } = scratch;
     if weight <= 1.0 {
         return pq.encode(residual, codes, own);
     }
@@ -351,44 +413,6 @@ pub(super) fn choose(
     direction.extend_from_slice(vector);
     kmeans::normalise(direction, pq.dim());
     pq.encode_along(residual, direction, weight, codes, own);
-}
-
-/// What an entry has beside a product quantizer's code that stands for `decoded`.
-fn factors(decoded: &[f32], centroid: &[f32], lean: f32, metric: Metric) -> Factors {
-    let lean = f64::from(lean);
-    let term = |(x, c): (&f32, &f32)| {
-        let (x, c) = (f64::from(*x), f64::from(*c));
-        x * (x + 2.0 * lean * c) + (lean - 1.0) * lean * c * c
-    };
-    let addend = match metric {
-        Metric::L2sq => decoded.iter().zip(centroid).map(term).sum::<f64>() as f32,
-        _ => 0.0,
-    };
-    Factors { addend, scale: 0.0 }
-}
-
-/// [`encode_pq`] of rotated vectors.
-fn encode_turned(
-    pq: (&Pq, f32, f32),
-    rotation: &opq::Rotation,
-    wanted: Wanted<'_>,
-    codes: &mut [u8],
-    scratch: &mut Scratch,
-) -> (Factors, f32) {
-    let mut centre = std::mem::take(&mut scratch.centre);
-    let (mut residual, mut vector) =
-        (std::mem::take(&mut scratch.turned), std::mem::take(&mut scratch.vector));
-    if centre.0 != Some(wanted.at) {
-        rotation.apply(wanted.centroid, &mut centre.1);
-        centre.0 = Some(wanted.at);
-    }
-    rotation.apply(wanted.residual, &mut residual);
-    vector.clear();
-    vector.extend(residual.iter().zip(&centre.1).map(|(r, c)| r + pq.2 * c));
-    let turned = Wanted { vector: &vector, residual: &residual, centroid: &centre.1, ..wanted };
-    let encoded = encode_pq(pq, turned, codes, scratch);
-    (scratch.centre, scratch.turned, scratch.vector) = (centre, residual, vector);
-    encoded
 }
 
 fn encode_rabitq(
@@ -399,14 +423,11 @@ fn encode_rabitq(
     scratch: &mut Scratch,
 ) -> (Factors, f32) {
     let Scratch { turned, centre, levels, .. } = scratch;
-    if centre.0 != Some(wanted.at) {
-        rotation.apply(wanted.centroid, &mut centre.1);
-        centre.0 = Some(wanted.at);
-    }
+    let centroid = centre.of(&wanted, |centroid, out| rotation.apply(centroid, out));
     rotation.apply(wanted.residual, turned);
     levels.resize(turned.len(), 0);
     let op = if wanted.metric == Metric::L2sq { Op::L2sq } else { Op::Dot };
-    let code = rabitq::encode(op, planes, turned, Some(&centre.1), levels);
+    let code = rabitq::encode(op, planes, turned, Some(centroid), levels);
     for (plane, codes) in (0..planes).rev().zip(codes.chunks_exact_mut(levels.len() / 4)) {
         for (code, four) in codes.iter_mut().zip(levels.as_chunks::<4>().0) {
             *code = (0..4).fold(0, |nibble, i| nibble | (four[i] >> plane & 1) << i);

@@ -14,7 +14,7 @@ use crate::rows::{ALONG, Rows, Space};
 use crate::threads;
 
 use super::coarse::Coarse;
-use super::code::{self, Coder, Wanted};
+use super::code::{self, Coder, Wanted, Words};
 use super::lists::{Extent, Factors, List};
 use super::rank;
 use super::stretch::Sample;
@@ -99,7 +99,7 @@ impl Model {
         let kernel = kernel.unwrap_or_else(|| Kernel::new(DType::F32, op, dim));
         let square = THRESHOLD * THRESHOLD;
         let weight = match (along, &coder) {
-            (true, Coder::Pq { pq, .. }) => {
+            (true, Coder::Pq { words: Words { pq, .. }, .. }) => {
                 let bits = f32::from(pq.bits()) * pq.subs() as f32 / dim as f32;
                 let most = 1.0 + FINE * bits * bits;
                 ((dim as f32 - 1.0) * square / (1.0 - square)).clamp(1.0, most)

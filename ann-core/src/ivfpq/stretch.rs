@@ -12,7 +12,7 @@ use crate::code::opq;
 use crate::code::pq::Pq;
 use crate::kernel::wide::sum_of;
 
-use super::code::{self, choose};
+use super::code::{WordsScratch, choose};
 
 /// Points that are taken for queries, and how many of the nearest to each tell of the stretch.
 const ASKING: usize = 128;
@@ -53,7 +53,7 @@ pub(super) fn learn(
     let vector = |at: usize| -> Vec<f32> {
         residual(at).iter().zip(centre(at)).map(|(r, c)| r + c).collect()
     };
-    let products = |scratch: &mut code::Scratch, asking: usize| {
+    let products = |scratch: &mut WordsScratch, asking: usize| {
         let query = vector(asking);
         let to_lists: Vec<f32> = centres.chunks_exact(dim).map(|c| dot(&query, c)).collect();
         let product = |at: usize| dot(&query, residual(at)) + to_lists[nearest[at] as usize];
@@ -77,7 +77,7 @@ pub(super) fn learn(
     };
     let step = nearest.len().div_ceil(ASKING).max(1);
     let asking = (0..nearest.len()).into_par_iter().step_by(step);
-    let found: Vec<(f64, f64)> = asking.map_init(code::Scratch::default, products).collect();
+    let found: Vec<(f64, f64)> = asking.map_init(WordsScratch::default, products).collect();
     let (both, squares) = found.iter().fold((0.0, 0.0), |all, one| (all.0 + one.0, all.1 + one.1));
     let stretch = (both / squares) as f32;
     if ALLOWED.contains(&stretch) { stretch } else { 1.0 }

@@ -14,7 +14,7 @@ use crate::page::PageStore;
 use crate::rows::{ALONG, FITTED};
 use crate::seed::mix;
 
-use super::code::Coder;
+use super::code::{Coder, Words};
 use super::lean;
 use super::lists::Extent;
 use super::model::Model;
@@ -171,9 +171,8 @@ impl Learning {
                     && let Stage::Words(trainer) = std::mem::replace(&mut self.stage, Stage::Draw)
                 {
                     let rotation = self.rotation.take();
-                    let coder =
-                        Coder::Pq { pq: trainer.finish(), rotation, stretch: 1.0, lean: self.lean };
-                    return Ok(Some(self.end(index, coder)));
+                    let words = Words { pq: trainer.finish(), stretch: 1.0, lean: self.lean };
+                    return Ok(Some(self.end(index, Coder::Pq { words, rotation })));
                 }
             }
         }
