@@ -11,6 +11,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 
 use super::pq::{self, Pq};
+use crate::error::{Error, Result};
 use crate::kernel::wide::wide;
 
 /// The most dimensions: learning takes their third power in time, and a search their square.
@@ -152,13 +153,21 @@ impl Trainer {
     /// A part of a round, on the current thread pool; the same points every time. False once there is nothing left to
     /// do.
     ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], for the points as they are rotated.
+    ///
     /// # Panics
     /// If `points` are not whole rows.
-    pub fn step(&mut self, points: &[f32]) -> bool {
+    pub fn step(&mut self, points: &[f32]) -> Result<bool> {
         assert!(points.len().is_multiple_of(self.dim), "points are rows of {} floats", self.dim);
         let points = &points[..Trainer::wanted(self.dim, points.len() / self.dim) * self.dim];
         match &mut self.stage {
             Stage::Turn => {
+                let more = points.len().saturating_sub(self.turned.len());
+                self.turned.try_reserve_exact(more).map_err(|_| {
+                    let bytes = size_of_val(points) as u64;
+                    Error::OutOfMemory { what: "the training sample, rotated", bytes }
+                })?;
                 self.turned.resize(points.len(), 0.0);
                 self.rotation.apply_all(points, &mut self.turned);
                 self.stage = match self.pq {
@@ -196,7 +205,7 @@ impl Trainer {
             Stage::Orthogonalise => self.orthogonalise(),
             Stage::Done => {}
         }
-        !matches!(self.stage, Stage::Done)
+        Ok(!matches!(self.stage, Stage::Done))
     }
 
     /// The share of the rounds that is done.
@@ -349,7 +358,7 @@ mod tests {
 
     fn train(values: &[f32], dim: usize, subs: usize) -> Rotation {
         let mut trainer = Trainer::new(dim, subs, 4, 1);
-        while trainer.step(values) {}
+        while trainer.step(values).unwrap() {}
         trainer.finish()
     }
 

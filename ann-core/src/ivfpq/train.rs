@@ -146,7 +146,7 @@ impl Learning {
                 }
             }
             Stage::Rotation(trainer) => {
-                if !trainer.step(&self.points)
+                if !trainer.step(&self.points)?
                     && let Stage::Rotation(trainer) =
                         std::mem::replace(&mut self.stage, Stage::Draw)
                 {
