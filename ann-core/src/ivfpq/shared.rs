@@ -48,7 +48,7 @@ impl<S: PageStore> SharedIndex for IvfPq<S> {
         self.refresh()?;
         let (mut row, mut floats) = (Vec::new(), Vec::new());
         self.rows.space.floats_of(vector, &mut row, &mut floats);
-        self.rows.encode(vector, &mut row)?;
+        self.rows.keep(&mut row)?;
         let (id, _) = self.rows.claim(|_| 0)?;
         self.rows.put_row(id, &row)?;
         loop {

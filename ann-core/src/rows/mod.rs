@@ -394,15 +394,21 @@ impl<S: PageStore> Rows<S> {
     /// or nothing.
     pub(crate) fn encode<T: Element>(&self, vector: &[T], out: &mut Vec<u8>) -> Result<()> {
         out.clear();
+        if self.has_rows() {
+            self.space.encode(vector, out);
+        }
+        self.keep(out)
+    }
+
+    /// Makes of a whole row what the index keeps of it, as [`Rows::encode`] does.
+    pub(crate) fn keep(&self, row: &mut Vec<u8>) -> Result<()> {
         if !self.has_rows() {
-            return Ok(());
+            row.clear();
+        } else if !self.has_vectors() {
+            let whole = std::mem::take(row);
+            self.code(&whole, &mut Workshop::default(), row)?;
         }
-        self.space.encode(vector, out);
-        if self.has_vectors() {
-            return Ok(());
-        }
-        let row = std::mem::take(out);
-        self.code(&row, &mut Workshop::default(), out)
+        Ok(())
     }
 
     /// Bytes of a row that are equal if vectors are, as far as the index can tell.
