@@ -22,6 +22,8 @@ const EXPANDED: u64 = 1 << 31;
 const OUTSIDE: u64 = 1 << 30;
 /// Repeats that take a place of the pool, beside those that stand in one.
 const REPEATS: usize = 4;
+/// One in so many of what has been left out, the nearest, and a pool more are put in order at a time.
+const AHEAD: usize = 8;
 /// Set in the id of a candidate that has been met before, farther away.
 pub(crate) const AGAIN: u32 = 1 << 31;
 /// The bits of an id that are the id.
@@ -81,9 +83,12 @@ pub(crate) struct Pool {
     least_bound: f32,
     bound: f32,
     resumable: bool,
-    /// What a resumable search has left out: as it came, and from the first refill on the nearest on top.
+    /// What a resumable search has left out since the last refill, as it came.
     overflow: Vec<u64>,
+    /// What it had left out before, flags last: up to the horizon with the nearest on top, and beyond it in no order.
     left_out: BinaryHeap<Reverse<u64>>,
+    far: Vec<u64>,
+    horizon: u64,
     sorted: Sorted,
 }
 
@@ -93,6 +98,8 @@ impl Pool {
         self.clear();
         self.overflow.clear();
         self.left_out.clear();
+        self.far.clear();
+        self.horizon = 0;
         self.ef = ef;
         self.spare = 0;
         self.repeats = 0;
@@ -344,14 +351,27 @@ impl Pool {
 
     /// The nearest of use of what was left out up to the last refill.
     fn nearest_in_order(&mut self, of_use: &mut impl FnMut(u32, f32) -> bool) -> Option<u64> {
-        while let Some(&Reverse(turned)) = self.left_out.peek() {
-            let nearest = flags_first(turned);
-            if of_use(id(nearest), distance(nearest)) {
-                return Some(nearest);
+        while !self.left_out.is_empty() || self.look_farther() {
+            while let Some(&Reverse(turned)) = self.left_out.peek() {
+                let nearest = flags_first(turned);
+                if of_use(id(nearest), distance(nearest)) {
+                    return Some(nearest);
+                }
+                self.left_out.pop();
             }
-            self.left_out.pop();
         }
         None
+    }
+
+    /// Moves the horizon behind the nearest of what is beyond it. Most of that never has its turn, and is not put in
+    /// order. False if there is nothing.
+    fn look_farther(&mut self) -> bool {
+        let Some(last) = self.far.len().checked_sub(1) else { return false };
+        let at = last.min(self.far.len() / AHEAD + self.ef);
+        let (_, &mut farthest, _) = self.far.select_nth_unstable(at);
+        self.horizon = farthest.saturating_add(1);
+        self.left_out.extend(self.far.drain(..=at).map(Reverse));
+        true
     }
 
     /// All candidates, way-points included, nearest first.
@@ -364,8 +384,13 @@ impl Pool {
     /// never to be.
     pub(crate) fn refill(&mut self, mut of_use: impl FnMut(u32, f32) -> bool) -> bool {
         self.clear();
-        let came = self.overflow.drain(..);
-        self.left_out.extend(came.map(|candidate| Reverse(flags_last(candidate))));
+        for candidate in self.overflow.drain(..) {
+            let turned = flags_last(candidate);
+            match turned < self.horizon {
+                true => self.left_out.push(Reverse(turned)),
+                false => self.far.push(turned),
+            }
+        }
         while self.admitted < self.ef
             && let Some(nearest) = self.nearest_in_order(&mut of_use)
         {
@@ -382,6 +407,7 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page::testing::Rng;
 
     fn admitted(pool: &mut Pool) -> Vec<u32> {
         pool.settle();
@@ -542,6 +568,36 @@ mod tests {
         }
         assert_eq!(seen, [1, 3, 5, 7]);
         assert_eq!(pool.nearest_left_out(|_, _| true), None);
+    }
+
+    /// However much is left out, and whether what comes later is nearer or farther.
+    #[test]
+    fn what_was_left_out_comes_in_order() {
+        let (mut pool, mut rng) = (Pool::default(), Rng(3));
+        pool.reset(3, f32::NEG_INFINITY, true);
+        let mut left: Vec<(f32, u32)> = Vec::new();
+        for id in 0..2000 {
+            let distance = (rng.next() % 1000) as f32;
+            pool.refuse(distance, id);
+            left.push((distance, id));
+            // A good part stays behind, for the end.
+            if id % 10 != 9 && id != 1999 {
+                continue;
+            }
+            loop {
+                left.retain(|&(_, id)| id % 4 != 0);
+                left.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+                let next: Vec<(f32, u32)> = left.drain(..left.len().min(3)).collect();
+                assert_eq!(pool.refill(|id, _| id % 4 != 0), !next.is_empty());
+                assert_eq!(pool.admitted().collect::<Vec<_>>(), next);
+                let nearest = pool.nearest_left_out(|id, _| id % 4 != 0);
+                assert_eq!(nearest, left.first().map(|left| left.0));
+                if id != 1999 || next.is_empty() {
+                    break;
+                }
+            }
+        }
+        assert!(left.is_empty());
     }
 
     /// Whatever its flags, which come before the id in a candidate.
