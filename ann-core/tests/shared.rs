@@ -70,6 +70,7 @@ fn search(index: &mut impl SharedIndex, query: &[f32], k: usize) -> Vec<u64> {
 
 /// `bar` is how many of 500 nearest must be found. The order of insertions, and which sweeps come between them, are the
 /// threads' own and differ each time: of 28 runs each, HNSW found 493 to 500, DiskANN with its one level 453 to 500.
+/// Lists are all read and all their entries measured: nothing may be lost.
 fn all_at_once<I: SharedIndex>(
     make: fn(Common, Metric),
     open: Open<I>,
@@ -133,9 +134,11 @@ fn all_at_once<I: SharedIndex>(
     let (mut found, queries) = (0, common::clustered(50, DIM, 4));
     for query in queries.rows() {
         let query = query.to_vec();
-        let hits = index.search(&query, &Search::new(10).ef(100)).unwrap();
+        let hits =
+            index.search(&query, &Search::new(10).ef(100).probes(ROWS).rerank(ROWS)).unwrap();
         let exact = oracle.nearest(&query, |_| true);
-        let near = |key| exact.iter().take(10).any(|other| other.1 == key);
+        // Of what is as near as the last, any will do.
+        let near = |key| exact.iter().any(|other| other.1 == key && other.0 <= exact[9].0);
         found += hits.iter().filter(|hit| near(hit.key)).count();
     }
     assert!(found >= bar, "{found} of 500 found");
@@ -160,7 +163,7 @@ fn diskann_at_once() {
 #[test]
 fn ivfpq_at_once() {
     for metric in [Metric::L2sq, Metric::InnerProduct, Metric::Cosine] {
-        all_at_once(ivfpq, IvfPq::open_in, |_| {}, metric, 485);
+        all_at_once(ivfpq, IvfPq::open_in, |_| {}, metric, 500);
     }
 }
 
