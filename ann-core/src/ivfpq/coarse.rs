@@ -14,7 +14,7 @@ use super::model::{key, unkey};
 
 /// Centroids below which all are measured.
 const FEW: usize = 256;
-/// Pieces of a centroid: of two dimensions, but of four beyond so many, which tell as much of longer vectors.
+/// Pieces of two dimensions each, up to so many; longer centroids have so many, or one for each four dimensions.
 const PIECES: usize = 128;
 
 /// Codes of all centroids.
