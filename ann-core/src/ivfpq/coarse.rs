@@ -27,12 +27,6 @@ pub(crate) struct Coarse {
     count: usize,
 }
 
-/// What scoring needs for a while.
-#[derive(Default)]
-pub(crate) struct Lookup {
-    tables: Tables,
-}
-
 impl Coarse {
     /// Of centroids, rows of `dim` floats, with what the order of each list has besides its distance; `None` if there
     /// are too few.
@@ -68,25 +62,24 @@ impl Coarse {
         Some(Coarse { pq, blocks, addends, scan: FastScan::new(), count })
     }
 
-    /// Takes over a query.
-    /// `entries` is what its tables are made in.
+    /// Fills in the tables of a query; `entries` is what they are made in.
     pub(crate) fn look_up(
         &self,
         query: &[f32],
         metric: Metric,
-        lookup: &mut Lookup,
+        tables: &mut Tables,
         entries: &mut Vec<[f32; 16]>,
     ) {
         let factor = if metric == Metric::L2sq { -2.0 } else { -1.0 };
         self.pq.tables(query, factor, entries);
-        lookup.tables.fill(entries);
+        tables.fill(entries);
     }
 
     /// Replaces `order` with what gives the order of the nearest `count` centroids that `is_wanted`, as far as codes
     /// tell and but for a number that all have in common, above their places; in no order.
     pub(crate) fn nearest(
         &self,
-        lookup: &Lookup,
+        tables: &Tables,
         count: usize,
         is_wanted: impl Fn(u32) -> bool,
         order: &mut Vec<u64>,
@@ -97,7 +90,6 @@ impl Coarse {
         let (mut bound, mut out) = (f32::INFINITY, [0.0; BLOCK]);
         let blocks = self.blocks.chunks_exact(nibble_bytes(self.pq.subs()));
         for (first, (codes, addends)) in (0..).step_by(BLOCK).zip(blocks.zip(&self.addends)) {
-            let tables = &lookup.tables;
             let mut below = self.scan.distances(codes, tables, Some(addends), 0.0, bound, &mut out);
             if self.count - first < BLOCK {
                 below &= (1 << (self.count - first)) - 1;

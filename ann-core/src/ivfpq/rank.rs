@@ -12,9 +12,9 @@
 use zerocopy::IntoBytes;
 
 use crate::kernel::Query;
+use crate::kernel::fastscan::Tables;
 use crate::metric::Metric;
 
-use super::coarse::Lookup;
 use super::lists::Extent;
 use super::model::{Model, key};
 
@@ -40,7 +40,8 @@ pub(crate) struct Turn {
 pub(crate) struct Ranking {
     query: Query,
     length: f32,
-    lookup: Lookup,
+    /// Those of the query for centroids' codes.
+    tables: Tables,
     offsets: Vec<u64>,
     scores: Vec<f32>,
     /// For each list that was measured, the query's distance to its centroid.
@@ -73,8 +74,8 @@ impl Ranking {
                 self.order.extend((0..model.len()).map(|at| key(0.0, at as u32)));
             }
             Some(coarse) => {
-                coarse.look_up(query, model.metric, &mut self.lookup, entries);
-                coarse.nearest(&self.lookup, more(count), |_| true, &mut self.order);
+                coarse.look_up(query, model.metric, &mut self.tables, entries);
+                coarse.nearest(&self.tables, more(count), |_| true, &mut self.order);
             }
         }
         self.rank(model);
@@ -87,7 +88,7 @@ impl Ranking {
         past.extend(order.iter().map(|&key| key as u32));
         past.sort_unstable();
         let count = more(count.max(past.len()));
-        coarse.nearest(&self.lookup, count, |at| past.binary_search(&at).is_err(), order);
+        coarse.nearest(&self.tables, count, |at| past.binary_search(&at).is_err(), order);
         self.rank(model);
     }
 
