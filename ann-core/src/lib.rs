@@ -56,7 +56,7 @@ pub use index::{
     Needs, Search, Stats,
 };
 pub use ivfpq::{IvfCode, IvfPq, IvfPqBuilder, IvfPqSteps, IvfPqSweep, Tuned};
-pub use kernel::Isa;
+pub use kernel::{Isa, prefetch_at};
 pub use metric::Metric;
 pub use open::{AnyIndex, open, open_writable};
 pub use page::{

@@ -16,6 +16,7 @@ mod insert;
 mod load;
 mod method;
 mod options;
+mod recent;
 mod scan;
 mod spill;
 mod store;

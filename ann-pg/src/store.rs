@@ -4,19 +4,31 @@
 //! its own header and the body for the page's hole, and logs all of the body that changes.
 
 use std::cell::Cell;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
-use ann_core::{Error, HEADER, MAX_WRITE, PageId, PageStore, Pages, Patches, Result};
+use ann_core::{
+    Error, HEADER, MAX_WRITE, PageId, PageStore, Pages, Patches, Result, prefetch_at,
+};
 use pg_sys::ForkNumber::MAIN_FORKNUM;
 use pgrx::pg_sys;
 
+use crate::recent::{NOWHERE, Recent};
+
 /// Bytes a page.
 pub const PAGE: usize = pg_sys::BLCKSZ as usize;
+
+/// Bytes of what the server keeps for each shared buffer: its pins and its lock. It is asked for and never read here.
+const DESCRIPTOR: usize = 64;
+
+unsafe extern "C" {
+    static BufferDescriptors: *const [u8; DESCRIPTOR];
+}
 
 /// The pages of an index relation.
 pub struct PgStore {
     relation: Cell<pg_sys::Relation>,
     pages: Cell<u32>,
+    recent: Recent,
     patches: Patches,
 }
 
@@ -36,6 +48,7 @@ impl PgStore {
         let store = PgStore {
             relation: Cell::new(relation),
             pages: Cell::new(0),
+            recent: Recent::default(),
             patches: Patches::default(),
         };
         store.count_pages();
@@ -73,11 +86,46 @@ impl PgStore {
 
     /// Pins a page that is there.
     fn pin(&self, page: PageId) -> pg_sys::Buffer {
-        let mode = pg_sys::ReadBufferMode::RBM_NORMAL;
+        let relation = self.relation.get();
         // SAFETY: the relation is open and has the page.
         unsafe {
-            let none = std::ptr::null_mut();
-            pg_sys::ReadBufferExtended(self.relation.get(), MAIN_FORKNUM, page.0, mode, none)
+            if let Some(buffer) = self.recent.to_pin(page.0) {
+                #[cfg(feature = "pg15")]
+                let file = (*relation).rd_node;
+                #[cfg(not(feature = "pg15"))]
+                let file = (*relation).rd_locator;
+                if pg_sys::ReadRecentBuffer(file, MAIN_FORKNUM, page.0, buffer) {
+                    count_hit(relation);
+                    return buffer;
+                }
+                self.recent.was_wrong();
+            }
+            let (mode, none) = (pg_sys::ReadBufferMode::RBM_NORMAL, std::ptr::null_mut());
+            let buffer = pg_sys::ReadBufferExtended(relation, MAIN_FORKNUM, page.0, mode, none);
+            self.recent.put(page.0, buffer);
+            buffer
+        }
+    }
+}
+
+/// Tells the statistics what they do not hear of where a page is not looked up.
+///
+/// # Safety
+/// `relation` is an open relation.
+unsafe fn count_hit(relation: pg_sys::Relation) {
+    // SAFETY: the caller's; the counters are this backend's.
+    unsafe {
+        if let Some(info) = (*relation).pgstat_info.as_mut() {
+            #[cfg(feature = "pg15")]
+            {
+                info.t_counts.t_blocks_fetched += 1;
+                info.t_counts.t_blocks_hit += 1;
+            }
+            #[cfg(not(feature = "pg15"))]
+            {
+                info.counts.blocks_fetched += 1;
+                info.counts.blocks_hit += 1;
+            }
         }
     }
 }
@@ -169,13 +217,34 @@ impl PageStore for PgStore {
         Ok(Guard { buffer, body })
     }
 
-    fn prefetch(&self, page: PageId) {
-        // SAFETY: a setting, and the relation is open and has the page.
-        unsafe {
-            if page.0 < self.pages.get() && pg_sys::effective_io_concurrency > 0 {
-                pg_sys::PrefetchBuffer(self.relation.get(), MAIN_FORKNUM, page.0);
-            }
+    fn prefetch(&self, page: PageId, bytes: Range<usize>) {
+        if page.0 >= self.pages.get() {
+            return;
         }
+        let buffer = match self.recent.to_ask(page.0) {
+            Some(buffer) => buffer,
+            // SAFETY: a setting, and the relation is open and has the page.
+            None => unsafe {
+                if pg_sys::effective_io_concurrency == 0 {
+                    return;
+                }
+                let relation = self.relation.get();
+                pg_sys::PrefetchBuffer(relation, MAIN_FORKNUM, page.0).recent_buffer
+            },
+        };
+        if buffer == NOWHERE {
+            return;
+        }
+        self.recent.put(page.0, buffer);
+        if buffer > 0 {
+            // SAFETY: the server has made the array by now; what is asked for need not be there.
+            let descriptors = unsafe { BufferDescriptors };
+            prefetch_at(descriptors.wrapping_add(buffer as usize - 1).cast(), DESCRIPTOR);
+        }
+        // SAFETY: the buffer is one, whatever it holds by now.
+        let at = unsafe { pg_sys::BufferGetPage(buffer) }.cast::<u8>();
+        let end = bytes.end.min(PAGE - HEADER);
+        prefetch_at(at.wrapping_add(HEADER + bytes.start.min(end)), end.saturating_sub(bytes.start));
     }
 
     fn contiguous(&self) -> Option<&[u8]> {

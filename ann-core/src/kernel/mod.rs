@@ -251,10 +251,16 @@ fn within(base: &[u8], row_bytes: usize, offsets: &[u64]) -> bool {
 /// Asks for every cache line of `base[offset..offset + len]`, for a read soon. What is out of range is ignored.
 #[inline]
 pub fn prefetch(base: &[u8], offset: u64, len: usize) {
-    const LINE: usize = 64;
     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(base.len());
-    let end = base.as_ptr().wrapping_add(start.saturating_add(len).min(base.len()));
-    let mut at = base.as_ptr().wrapping_add(start);
+    prefetch_at(base.as_ptr().wrapping_add(start), len.min(base.len() - start));
+}
+
+/// Asks for every cache line of `len` bytes from `at` on, for a read soon: for stores whose pages are in memory. The
+/// address need not be valid.
+#[inline]
+pub fn prefetch_at(mut at: *const u8, len: usize) {
+    const LINE: usize = 64;
+    let end = at.wrapping_add(len);
     while at < end {
         touch(at);
         at = at.map_addr(|address| (address | (LINE - 1)) + 1);

@@ -149,7 +149,9 @@ fn pages_out_of_range_are_refused<S: PageStore>(store: &mut S) {
     }
     assert_eq!(body(store, page)[0], 0, "a write with a page out of range changed another");
     for any in [0, count - 1, count, u32::MAX] {
-        store.prefetch(PageId(any));
+        for bytes in [0..1, 0..usize::MAX, 5..store.page_size(), usize::MAX - 1..usize::MAX] {
+            store.prefetch(PageId(any), bytes);
+        }
     }
 }
 

@@ -44,10 +44,11 @@ impl Layout {
         Error::corrupt(page.0, format!("there is no such page, the store has {}", self.pages))
     }
 
-    /// Asks for the first cache line of a page's body.
+    /// Asks for the cache lines of a part of a page's body; `pages` are all pages.
     #[inline]
-    pub fn prefetch(self, bytes: &[u8], page: PageId) {
-        kernel::prefetch(bytes, u64::from(page.0) * self.page_size as u64 + HEADER as u64, 1);
+    pub fn prefetch(self, pages: &[u8], page: PageId, bytes: Range<usize>) {
+        let body = u64::from(page.0) * self.page_size as u64 + HEADER as u64;
+        kernel::prefetch(pages, body.saturating_add(bytes.start as u64), bytes.len());
     }
 
     /// A write on `bytes`: nothing is changed before `change` has returned `Ok`. `changed` hears of each page that is.

@@ -1,6 +1,7 @@
 //! The memory store: all pages in one mapping that grows.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use super::disk::Disk;
@@ -87,8 +88,8 @@ impl PageStore for MemStore {
     }
 
     #[inline]
-    fn prefetch(&self, page: PageId) {
-        self.layout.prefetch(&self.memory, page);
+    fn prefetch(&self, page: PageId, bytes: Range<usize>) {
+        self.layout.prefetch(&self.memory, page, bytes);
     }
 
     #[inline]

@@ -210,8 +210,8 @@ impl PageStore for MmapStore {
     }
 
     #[inline]
-    fn prefetch(&self, page: PageId) {
-        self.layout.prefetch(self.bytes(), page);
+    fn prefetch(&self, page: PageId, bytes: Range<usize>) {
+        self.layout.prefetch(self.bytes(), page, bytes);
     }
 
     #[inline]

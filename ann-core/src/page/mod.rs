@@ -23,7 +23,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 pub use file::save;
 pub use mem::MemStore;
@@ -69,8 +69,8 @@ pub trait PageStore: Send + Sync {
     /// [`Error::Corrupt`] if there is no such page; whatever the store's medium reports.
     fn read(&self, page: PageId) -> Result<Self::Page<'_>>;
 
-    /// A hint that `page` will be read soon. Never fails, whatever the number.
-    fn prefetch(&self, page: PageId);
+    /// A hint that `bytes` of the body of `page` will be read soon. Never fails, whatever the numbers.
+    fn prefetch(&self, page: PageId, bytes: Range<usize>);
 
     /// All pages as one slice, headers included, where they lie in memory one after the other and nobody else
     /// can change them during a borrow: page `p` starts at `p * page_size`. `None` elsewhere.

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -92,8 +92,8 @@ impl<S: PageStore> PageStore for Faulty<S> {
         self.inner.read(page)
     }
 
-    fn prefetch(&self, page: PageId) {
-        self.inner.prefetch(page);
+    fn prefetch(&self, page: PageId, bytes: Range<usize>) {
+        self.inner.prefetch(page, bytes);
     }
 
     fn contiguous(&self) -> Option<&[u8]> {
@@ -157,7 +157,7 @@ impl PageStore for Common {
         Ok(self.inner().read(page)?.to_vec())
     }
 
-    fn prefetch(&self, _: PageId) {}
+    fn prefetch(&self, _: PageId, _: Range<usize>) {}
 
     fn contiguous(&self) -> Option<&[u8]> {
         None
@@ -261,8 +261,8 @@ impl<S: PageStore> PageStore for Latched<S> {
         Ok(LatchedPage { page, thread: PhantomData })
     }
 
-    fn prefetch(&self, page: PageId) {
-        self.inner.prefetch(page);
+    fn prefetch(&self, page: PageId, bytes: Range<usize>) {
+        self.inner.prefetch(page, bytes);
     }
 
     fn contiguous(&self) -> Option<&[u8]> {

@@ -464,6 +464,7 @@ impl<S: PageStore> Rows<S> {
                 false => Err(Error::corrupt(0, "the array of codes ends outside the store")),
             };
         }
+        ids.iter().for_each(|&id| self.prefetch(number, id));
         for (out, &id) in out.iter_mut().zip(ids) {
             *out = self.record(number, id, |record| coder.estimate(asked, record))?;
         }

@@ -281,8 +281,8 @@ impl<S: PageStore> Rows<S> {
         };
         if let Some(bytes) = self.store.contiguous() {
             crate::kernel::prefetch(bytes, array.offset(id), array.size());
-        } else if let Some((page, _)) = array.locate(id) {
-            self.store.prefetch(page);
+        } else if let Some((page, offset)) = array.locate(id) {
+            self.store.prefetch(page, offset..offset + array.size());
         }
     }
 
@@ -291,15 +291,16 @@ impl<S: PageStore> Rows<S> {
     #[inline]
     pub(crate) fn prefetch_part(&self, number: usize, id: u32, part: usize) {
         const LINE: usize = 64;
-        match (self.array(number), self.store.contiguous()) {
-            (Ok(array), Some(bytes)) => {
-                let size = array.size().div_ceil(PARTS * LINE) * LINE;
-                let (from, to) = (part * size, array.size().min((part + 1) * size));
-                let at = array.offset(id).saturating_add(from as u64);
-                crate::kernel::prefetch(bytes, at, to.saturating_sub(from));
-            }
-            (Ok(_), None) if part == 0 => self.prefetch(number, id),
-            _ => (),
+        let Ok(array) = self.array(number) else {
+            return;
+        };
+        let size = array.size().div_ceil(PARTS * LINE) * LINE;
+        let (from, to) = (part * size, array.size().min((part + 1) * size));
+        if let Some(bytes) = self.store.contiguous() {
+            let at = array.offset(id).saturating_add(from as u64);
+            crate::kernel::prefetch(bytes, at, to.saturating_sub(from));
+        } else if let Some((page, offset)) = array.locate(id) {
+            self.store.prefetch(page, offset + from..offset + to.max(from));
         }
     }
 

@@ -390,6 +390,11 @@ impl Space {
             }
             return Ok(());
         }
+        for &id in ids {
+            if let Some((page, offset)) = vectors.locate(id) {
+                store.prefetch(page, offset..offset + self.stride.min(PREFETCH));
+            }
+        }
         for (out, &id) in out.iter_mut().zip(ids) {
             *out = self.score_one(store, vectors, probe, id)?;
         }

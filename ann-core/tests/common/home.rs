@@ -1,7 +1,7 @@
 //! Where an index of a test lives: kinds of index and kinds of store, each behind one name, so that one suite runs
 //! over all of them.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use ann_core::testing::{Latched, LatchedPage};
@@ -363,8 +363,8 @@ impl PageStore for AnyStore {
         }
     }
 
-    fn prefetch(&self, page: PageId) {
-        each!(self, store => store.prefetch(page));
+    fn prefetch(&self, page: PageId, bytes: Range<usize>) {
+        each!(self, store => store.prefetch(page, bytes));
     }
 
     fn contiguous(&self) -> Option<&[u8]> {

@@ -1,6 +1,7 @@
 //! A store that counts what is asked of it, and refuses when that becomes too much: work as an exact number, and an
 //! end to loops that have none.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ann_core::{Error, PageId, PageStore, Pages, Result};
@@ -55,8 +56,8 @@ impl<S: PageStore> PageStore for Metered<S> {
         self.inner.read(page)
     }
 
-    fn prefetch(&self, page: PageId) {
-        self.inner.prefetch(page);
+    fn prefetch(&self, page: PageId, bytes: Range<usize>) {
+        self.inner.prefetch(page, bytes);
     }
 
     fn contiguous(&self) -> Option<&[u8]> {
