@@ -199,8 +199,8 @@ pub struct Cursor {
 }
 
 pub(crate) enum CursorState {
-    /// A graph search; `true` once its first pool has been searched.
-    Graph(Box<crate::graph::search::Scratch>, bool),
+    /// A search of a graph.
+    Graph(Box<crate::graph::walk::Walk>),
     /// All distances, nearest last.
     Flat(Vec<(f32, u32)>),
     /// A search of lists.

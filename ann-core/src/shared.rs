@@ -46,21 +46,20 @@ pub trait SharedIndex: Index {
     /// Vectors that searches return, and removed ones that wait for a sweep, as the handle knows it.
     fn counts(&self) -> (usize, usize);
 
-    /// The next hits of a cursor, as many as are known by now, beside changes that others make; none if there are no
-    /// more.
+    /// The next hits of a cursor, some at a time, beside changes that others make; none if there are no more. Where
+    /// only codes are stored, all come at a time that are known by then.
     ///
     /// # Errors
     /// As [`Index::resume`]; [`Error::Changed`](crate::Error::Changed) only if slots may have got other vectors,
     /// entries may have moved, or the index has grown by more than the handle knew of: the search is to begin anew.
     fn next_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>>;
 
-    /// The first hits of a cursor for a search that is not to go on: as many as it keeps candidates, all measured.
+    /// As [`SharedIndex::next_hits`], for a search that is not to go on: as many in all as it keeps candidates, all
+    /// measured.
     ///
     /// # Errors
     /// As [`SharedIndex::next_hits`].
-    fn only_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
-        self.next_hits(cursor)
-    }
+    fn only_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>>;
 
     /// Begins a sweep, which frees the slots of removed vectors and brings the index into shape, by steps that change
     /// about `size` vectors each.

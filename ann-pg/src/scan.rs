@@ -38,7 +38,6 @@ struct Scan<M: Method> {
     /// The query is NULL, or has no direction: all distances are NULL or NaN, and all orders are right.
     unordered: bool,
     cursor: Option<Cursor>,
-    searched: bool,
     /// Hits, nearest by their codes, whose rows have not been fetched yet.
     waiting: VecDeque<Hit>,
     ready: VecDeque<Found>,
@@ -79,7 +78,6 @@ pub unsafe extern "C-unwind" fn ambeginscan<M: Method>(
             query: None,
             unordered: false,
             cursor: None,
-            searched: false,
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             returned: HashSet::new(),
@@ -118,7 +116,7 @@ pub unsafe extern "C-unwind" fn amrescan<M: Method>(
         if !orders.is_null() && count > 0 {
             std::ptr::copy(orders, (*scan).orderByData, count as usize);
         }
-        (state.query, state.cursor, state.searched) = (None, None, false);
+        (state.query, state.cursor) = (None, None);
         state.waiting.clear();
         state.ready.clear();
         state.returned.clear();
@@ -278,8 +276,7 @@ impl<M: Method> Scan<M> {
                 unsafe { self.measure(scan) };
                 continue;
             }
-            let is_over = self.searched && mode == IterativeScan::Off;
-            if is_over || self.returned.len() >= MAX_SCAN_TUPLES.get() as usize {
+            if self.returned.len() >= MAX_SCAN_TUPLES.get() as usize {
                 return None;
             }
             let hits = loop {
@@ -289,7 +286,6 @@ impl<M: Method> Scan<M> {
                     Err(error) => crate::failure::report(&error),
                 }
             };
-            self.searched = true;
             if hits.is_empty() {
                 return None;
             }

@@ -23,6 +23,7 @@ use super::fused::Fused;
 use super::insert::Insertion;
 use super::search::Scratch;
 use super::together::GROUP;
+use super::walk::Walk;
 use super::{links, query};
 
 /// Levels above the bottom one, at most.
@@ -390,16 +391,17 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
 
     fn cursor<T: Element>(&self, query: &[T], ef: usize) -> Result<Cursor> {
         Search::new(1).ef(ef).check()?;
-        let mut scratch = Box::<Scratch>::default();
+        let mut walk = Box::<Walk>::default();
+        let scratch = &mut walk.scratch;
         self.rows.query(query, 0, &mut scratch.row, &mut scratch.probe)?;
         scratch.pool.reset(ef, f32::NEG_INFINITY, true);
-        Ok(Cursor::new(self.rows.mark(), CursorState::Graph(scratch, false)))
+        Ok(Cursor::new(self.rows.mark(), CursorState::Graph(walk)))
     }
 
     fn resume(&self, cursor: &mut Cursor, n: usize, filter: Filter<'_>) -> Result<Vec<Hit>> {
         self.rows.check_mark(&cursor.mark)?;
         let Cursor { ready, state, .. } = cursor;
-        let CursorState::Graph(scratch, started) = state else {
+        let CursorState::Graph(walk) = state else {
             return Err(Error::Changed);
         };
         let matcher = match filter {
@@ -407,7 +409,7 @@ impl<S: PageStore, K: Topology> Index for Graph<S, K> {
             filter => self.rows.plan(filter, 0)?.matcher,
         };
         while ready.len() < n
-            && let Some(hits) = self.next_pool(scratch, started, &matcher, false)?
+            && let Some(hits) = self.walk_on(walk, &matcher, n - ready.len(), false)?
         {
             ready.extend(hits);
         }

@@ -29,6 +29,7 @@ pub(crate) mod tree;
 mod tune;
 mod verify;
 pub(crate) mod visited;
+pub(crate) mod walk;
 
 pub(crate) use fused::Fused;
 pub use index::{Graph, Topology};

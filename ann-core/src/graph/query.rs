@@ -264,35 +264,6 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         }
     }
 
-    /// Runs the next pool of a cursor, and returns what of all that it has found can come out: what nothing that was
-    /// left out seems nearer than. A search that `ends` here leaves out nothing. `None` if there is no more.
-    pub(super) fn next_pool(
-        &self,
-        scratch: &mut Scratch,
-        started: &mut bool,
-        matcher: &Matcher<'_>,
-        ends: bool,
-    ) -> Result<Option<Vec<Hit>>> {
-        if !*started {
-            let ef = scratch.pool.size();
-            self.search_pool(scratch, matcher, (ef, ef), f32::NEG_INFINITY, !ends)?;
-            *started = true;
-        } else if scratch.refill() {
-            self.go_on(scratch, &mut |id| self.rows.admits(id, matcher))?;
-        } else if scratch.found.len() == 0 {
-            // What was left out may all have been found meanwhile.
-            return Ok(None);
-        }
-        if !self.ranks_twice() {
-            return self.hits(scratch.pool.admitted(), matcher, usize::MAX).map(Some);
-        }
-        let bound = scratch.nearest_left_out().unwrap_or(f32::INFINITY);
-        let settled = scratch.found.admitted().take_while(|&(distance, _)| distance <= bound);
-        let count = settled.count();
-        let found = scratch.found.take_nearest(count);
-        self.hits(found.into_iter(), matcher, usize::MAX).map(Some)
-    }
-
     /// Measures what a search of fused lists was not to expand. False if there is less than was asked for: the search
     /// then has to go on without that limit.
     pub(super) fn is_complete(&self, scratch: &mut Scratch) -> Result<bool> {

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::graph::links::{self, target};
 use crate::graph::prune::{Candidate, Pruner};
 use crate::graph::tree;
-use crate::index::{Cursor, CursorState, Filter, Hit, Index};
+use crate::index::{Cursor, CursorState, Hit};
 use crate::page::PageStore;
 use crate::rows::{Change, Matcher, Node, State, Workshop};
 use crate::shared::SharedIndex;
@@ -28,6 +28,9 @@ use super::plan::{Planned, choose_parent, measured, plan_node, reduce, route};
 use super::query::{entry, place};
 use super::repair::Sweep;
 use super::search::Scratch;
+
+/// Nodes whose keys are looked up at a time: a statement mostly wants no more.
+const LOOKED_UP: usize = 16;
 
 impl<S: PageStore, K: Topology> SharedIndex for Graph<S, K> {
     type Store = S;
@@ -86,22 +89,11 @@ impl<S: PageStore, K: Topology> SharedIndex for Graph<S, K> {
     }
 
     fn next_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
-        self.hits_beside(cursor, |graph, cursor| {
-            let mut hits = graph.resume(cursor, 1, Filter::None)?;
-            hits.extend(cursor.ready.drain(..));
-            Ok(hits)
-        })
+        self.hits_beside(cursor, false)
     }
 
     fn only_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
-        self.hits_beside(cursor, |graph, cursor| {
-            graph.rows.check_mark(&cursor.mark)?;
-            let CursorState::Graph(scratch, started) = &mut cursor.state else {
-                return Err(Error::Changed);
-            };
-            let hits = graph.next_pool(scratch, started, &Matcher::All, true)?;
-            Ok(hits.unwrap_or_default())
-        })
+        self.hits_beside(cursor, true)
     }
 
     fn begin_sweep(&mut self, size: usize) -> Result<Sweep> {
@@ -118,22 +110,29 @@ impl<S: PageStore, K: Topology> SharedIndex for Graph<S, K> {
 }
 
 impl<S: PageStore, K: Topology> Graph<S, K> {
-    /// Hits of a cursor of this index, which others may be changing.
-    fn hits_beside(
-        &mut self,
-        cursor: &mut Cursor,
-        read: impl FnOnce(&Self, &mut Cursor) -> Result<Vec<Hit>>,
-    ) -> Result<Vec<Hit>> {
+    /// Hits of a cursor of this index, which others may be changing; of one that `ends` with its first pool or not.
+    fn hits_beside(&mut self, cursor: &mut Cursor, ends: bool) -> Result<Vec<Hit>> {
         self.rows.refresh()?;
-        if let CursorState::Graph(scratch, _) = &mut cursor.state {
-            scratch.visited.grow(self.rows.ids());
-            scratch.best.grow(self.rows.ids());
-        }
-        match read(self, cursor) {
+        self.rows.check_mark(&cursor.mark)?;
+        let Cursor { mark, ready, state } = cursor;
+        let CursorState::Graph(walk) = state else {
+            return Err(Error::Changed);
+        };
+        walk.scratch.visited.grow(self.rows.ids());
+        walk.scratch.best.grow(self.rows.ids());
+        // Whoever has the vectors elsewhere puts what comes in one piece in the order of these.
+        let count = if self.rows.has_vectors() { LOOKED_UP } else { usize::MAX };
+        let read = loop {
+            match self.walk_on(walk, &Matcher::All, count, ends) {
+                Ok(Some(hits)) if hits.is_empty() => {}
+                other => break other.map(Option::unwrap_or_default),
+            }
+        };
+        match read {
             Ok(hits) => {
                 self.rows.refresh()?;
-                self.rows.check_mark(&cursor.mark)?;
-                Ok(hits)
+                self.rows.check_mark(mark)?;
+                Ok(ready.drain(..).chain(hits).collect())
             }
             Err(error) if self.rows.was_outdated(&error)? => Err(Error::Changed),
             Err(error) => Err(error),

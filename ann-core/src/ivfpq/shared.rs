@@ -93,8 +93,10 @@ impl<S: PageStore> SharedIndex for IvfPq<S> {
     }
 
     fn only_hits(&mut self, cursor: &mut Cursor) -> Result<Vec<Hit>> {
-        if let CursorState::Lists(walk) = &mut cursor.state {
-            walk.ends = true;
+        match &mut cursor.state {
+            CursorState::Lists(walk) if walk.ends => return Ok(Vec::new()),
+            CursorState::Lists(walk) => walk.ends = true,
+            CursorState::Graph(_) | CursorState::Flat(_) => {}
         }
         self.next_hits(cursor)
     }
