@@ -30,7 +30,7 @@ impl Recent {
     /// Where a page may be, for one who pins it.
     pub fn to_pin(&self, page: u32) -> Option<pg_sys::Buffer> {
         self.turn.set(self.turn.get().wrapping_add(1));
-        if self.turn.get() % LOOKED_UP == 0 { None } else { self.get(page) }
+        if self.turn.get().is_multiple_of(LOOKED_UP) { None } else { self.get(page) }
     }
 
     /// Where a page may be, for one who asks ahead.

@@ -6,9 +6,7 @@
 use std::cell::Cell;
 use std::ops::{Deref, Range};
 
-use ann_core::{
-    Error, HEADER, MAX_WRITE, PageId, PageStore, Pages, Patches, Result, prefetch_at,
-};
+use ann_core::{Error, HEADER, MAX_WRITE, PageId, PageStore, Pages, Patches, Result, prefetch_at};
 use pg_sys::ForkNumber::MAIN_FORKNUM;
 use pgrx::pg_sys;
 
@@ -244,7 +242,10 @@ impl PageStore for PgStore {
         // SAFETY: the buffer is one, whatever it holds by now.
         let at = unsafe { pg_sys::BufferGetPage(buffer) }.cast::<u8>();
         let end = bytes.end.min(PAGE - HEADER);
-        prefetch_at(at.wrapping_add(HEADER + bytes.start.min(end)), end.saturating_sub(bytes.start));
+        prefetch_at(
+            at.wrapping_add(HEADER + bytes.start.min(end)),
+            end.saturating_sub(bytes.start),
+        );
     }
 
     fn contiguous(&self) -> Option<&[u8]> {
