@@ -39,8 +39,9 @@ pub struct Search<'a> {
     /// distance `d`, those are expanded that come below `d + epsilon |d|`, by their estimates if there are codes
     /// (Al-Jazzazi and others, arXiv 2505.15636). Hard queries then take longer than easy ones, and the same recall
     /// takes less time than with pools that are filled for each alike; `ef` is the most that a query may take, and
-    /// should be large, 512 and more. From 0 on: 0.05 to 0.2 for recalls of 0.95 to 0.99, about. Without it, all of the
-    /// pool are expanded; ranges and cursors do not use it, nor do other indexes.
+    /// should be large, 512 and more. From 0 on: 0.05 to 0.2 for recalls of 0.95 to 0.99, about. Without it, what
+    /// [`crate::Graph::tune`] has found if there is no `ef` either, or all of the pool are expanded; ranges and cursors do
+    /// not use it, nor do other indexes.
     pub epsilon: Option<f32>,
     /// Lists that a [`crate::IvfPq`] search reads at most: more is slower and finds more. It reads fewer where the
     /// others cannot be expected to have anything that would be measured. Without it, what [`crate::IvfPq::tune`] has

@@ -28,6 +28,19 @@ fn recall_of(index: &impl Index, exact: &Flat, set: &SmallSet, options: &Search<
     each.sum::<f64>() / set.queries.nrows() as f64
 }
 
+fn with(search: Search<'_>, epsilon: Option<f32>) -> Search<'_> {
+    epsilon.map_or(search, |epsilon| search.epsilon(epsilon))
+}
+
+/// Nodes expanded and distances, for all queries.
+fn work_of(index: &impl Index, set: &SmallSet, options: &Search<'_>) -> u64 {
+    let costs = set.queries.rows().into_iter().map(|query| {
+        let (_, cost) = index.search_counted(&query.to_vec(), options).unwrap();
+        cost.hops + cost.distances
+    });
+    costs.sum()
+}
+
 fn opened<K: Topology>(index: &Graph<K>, path: &Path) -> AnyIndex<ann_core::MmapStore> {
     index.save(path).unwrap();
     ann_core::open(path).unwrap()
@@ -44,30 +57,46 @@ fn tunes_itself<K: Topology>(mut index: Graph<K>, name: &str) {
         let tuned = index.tune(set.queries.view(), 10, target, 2).unwrap();
         assert!(tuned.recall >= target, "{tuned:?}");
         assert_eq!(index.find_ef(set.queries.view(), 10, target, 1).unwrap(), tuned);
-        // A tenth fewer are not enough.
-        let fewer = Search::new(10).ef((tuned.ef - tuned.ef / 10).max(10));
-        let got = recall_of(&index, &exact, &set, &fewer);
-        assert!(tuned.ef == 10 || got < target + 0.02, "{got} with fewer, {tuned:?}");
+        // A tenth less is not enough.
+        let told = with(Search::new(10).ef(tuned.ef), tuned.epsilon);
+        let less = match tuned.epsilon {
+            None => Search::new(10).ef((tuned.ef - tuned.ef / 10).max(10)),
+            Some(epsilon) => told.epsilon(0.9 * epsilon),
+        };
+        let got = recall_of(&index, &exact, &set, &less);
+        assert!(tuned.ef == 10 || got < target + 0.02, "{got} with less, {tuned:?}");
+        // An epsilon takes less work than pools of that recall.
+        if tuned.epsilon.is_some() {
+            let mut pools = (10..).step_by(10).map(|ef| Search::new(10).ef(ef));
+            let does = |pool: &Search<'_>| recall_of(&index, &exact, &set, pool) >= target;
+            let pool = pools.find(does).unwrap();
+            assert!(work_of(&index, &set, &told) < work_of(&index, &set, &pool), "{tuned:?}");
+        }
         assert_eq!((index.default_ef(1), index.default_ef(10)), (tuned.ef, tuned.ef));
         assert_eq!(index.default_ef(300), 600);
         let got = recall_of(&index, &exact, &set, &Search::new(10));
         assert!((got - tuned.recall).abs() < 0.02, "{got}, {tuned:?}");
         let query = set.queries.row(0).to_vec();
-        let told = index.search_counted(&query, &Search::new(10).ef(tuned.ef)).unwrap();
-        assert_eq!(index.search_counted(&query, &Search::new(10)).unwrap(), told);
+        let found_by = |search: &Search<'_>| index.search_counted(&query, search).unwrap();
+        assert_eq!(found_by(&Search::new(10)), found_by(&told));
+        // Whoever says how large the pool is to be has all of it.
+        let whole = work_of(&index, &set, &Search::new(10).ef(tuned.ef));
+        assert_eq!(whole > work_of(&index, &set, &told), tuned.epsilon.is_some());
         found.push(tuned);
     }
     assert!(found.is_sorted_by_key(|tuned| tuned.ef) && found[0].ef < found[2].ef, "{found:?}");
-    assert_eq!(index.stats().unwrap().tuned, [("k", 10), (name, found[2].ef)]);
+    let epsilon = f64::from(found[2].epsilon.unwrap());
+    let kept = [("k", 10.0), (name, found[2].ef as f64), ("epsilon", epsilon)];
+    assert_eq!(index.stats().unwrap().tuned, kept);
     index.verify().unwrap();
 
     let folder = tempfile::tempdir().unwrap();
     let default = match opened(&index, &folder.path().join("tuned")) {
-        AnyIndex::Hnsw(opened) => opened.default_ef(10),
-        AnyIndex::DiskAnn(opened) => opened.default_ef(10),
+        AnyIndex::Hnsw(opened) => (opened.default_ef(10), opened.default_epsilon()),
+        AnyIndex::DiskAnn(opened) => (opened.default_ef(10), opened.default_epsilon()),
         _ => panic!("another kind"),
     };
-    assert_eq!(default, found[2].ef);
+    assert_eq!(default, (found[2].ef, found[2].epsilon));
 
     for recall in [0.0, -1.0, 1.5, f64::NAN] {
         parameter(index.tune(set.queries.view(), 10, recall, 1), "recall");

@@ -444,7 +444,7 @@ impl Engine {
         Ok((tuned.probes, tuned.rerank, tuned.recall))
     }
 
-    /// The size of a search's pool, and recall, chosen for a recall; only of a graph.
+    /// The size of a search's pool, recall and epsilon, chosen for a recall; only of a graph.
     fn tune_ef(
         &self,
         py: Python<'_>,
@@ -452,9 +452,9 @@ impl Engine {
         k: &Bound<'_, PyAny>,
         recall: f64,
         threads: &Bound<'_, PyAny>,
-    ) -> Answer<(usize, f64)> {
+    ) -> Answer<(usize, f64, Option<f32>)> {
         let tuned = tuned!((self, py, q, k, recall, threads), graph_of, find_ef, keep_ef)?;
-        Ok((tuned.ef, tuned.recall))
+        Ok((tuned.ef, tuned.recall, tuned.epsilon))
     }
 
     /// Joins sparse blocks; only of an IVF-PQ index.
@@ -641,7 +641,14 @@ impl Engine {
         dict.set_item("bytes", stats.bytes)?;
         dict.set_item("bytes_by_part", parts)?;
         dict.set_item("key_map_bytes", stats.key_map_bytes)?;
-        dict.set_item("tuned", stats.tuned.into_py_dict(py)?)?;
+        let tuned = PyDict::new(py);
+        for (name, value) in stats.tuned {
+            match name {
+                "epsilon" => tuned.set_item(name, value)?,
+                _ => tuned.set_item(name, value as usize)?,
+            }
+        }
+        dict.set_item("tuned", tuned)?;
         dict.set_item("instruction_set", stats.instruction_set)?;
         Ok(dict)
     }

@@ -608,9 +608,14 @@ def test_tuning_is_kept(kind: type[ann.HNSW | ann.DiskANN], tmp_path: Path) -> N
     assert 0.98 <= tuned.recall <= 1
     assert tuned.ef >= 10
     name = "ef" if kind is ann.HNSW else "list_size"
-    assert index.stats()["tuned"] == {"k": 10, name: tuned.ef}
+    assert tuned.epsilon is not None
+    assert tuned.epsilon > 0
+    wanted = {"k": 10, name: tuned.ef, "epsilon": tuned.epsilon}
+    assert index.stats()["tuned"] == wanted
     found, _ = index.search(data.test)
-    np.testing.assert_array_equal(found, index.search(data.test, ef=tuned.ef)[0])
+    told, _ = index.search(data.test, ef=tuned.ef, epsilon=tuned.epsilon)
+    np.testing.assert_array_equal(found, told)
+    assert (found == index.search(data.test, ef=tuned.ef)[0]).mean() < 1
     assert (found == index.search(data.test, ef=10)[0]).mean() < 1
     index.save(tmp_path / "index")
     opened = ann.open(tmp_path / "index")

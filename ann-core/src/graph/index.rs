@@ -222,10 +222,14 @@ impl<S: PageStore, K: Topology> Graph<S, K> {
         rerank::check(&self.rows, options)
     }
 
-    /// The options of a search for so many, checked, with the index's own `ef` if they have none.
+    /// The options of a search for so many, checked, with the index's own `ef` and `epsilon` if they have none.
     fn checked<'a>(&self, options: &Search<'a>) -> Result<Search<'a>> {
         self.check(options)?;
-        Ok(options.ef(options.ef.unwrap_or_else(|| self.default_ef(options.k))))
+        if options.ef.is_some() {
+            return Ok(*options);
+        }
+        let epsilon = options.epsilon.or(self.default_epsilon());
+        Ok(Search { epsilon, ..options.ef(self.default_ef(options.k)) })
     }
 
     /// The nearest of a list of slots, each on its own account (twins are slots like others here).

@@ -191,7 +191,8 @@ pub(crate) struct Meta {
     pub coded: U32,
     /// Counts what searches beside it have to know of: changes of what slots hold, and of IVF-PQ's lists.
     pub sweeps: U32,
-    /// IVF-PQ: the most that a code misses of its vector, or with RaBitQ is off, the bits of a float.
+    /// The bits of a float. IVF-PQ: the most that a code misses of its vector, or with RaBitQ is off. Graphs: the
+    /// epsilon of searches, as tuned, 0 without.
     pub error: U32,
     /// As tuned, 0 without: IVF-PQ: lists that a search reads, and candidates that it measures. Graphs: the `k` that
     /// the size of a search's pool is for, and that size.
@@ -225,6 +226,13 @@ impl Meta {
             (_, 1) => self.code_bits,
             _ => 0,
         }
+    }
+
+    /// Of a graph, what was tuned to be the epsilon of searches.
+    pub(crate) fn epsilon(&self) -> Option<f32> {
+        let epsilon = f32::from_bits(self.error.get());
+        let is_one = self.try_kind() != Some(Kind::IvfPq) && epsilon > 0.0 && epsilon.is_finite();
+        is_one.then_some(epsilon)
     }
 
     /// Pieces of the centre of codes by node; 0 if none are in use, or without vectors if the centre is zero.

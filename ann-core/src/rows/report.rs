@@ -52,7 +52,7 @@ pub struct Stats {
     pub key_map_bytes: usize,
     /// What was tuned, by the names of the options that it stands in for; of a graph also the `k` that it was tuned
     /// for. Nothing without tuning.
-    pub tuned: Vec<(&'static str, usize)>,
+    pub tuned: Vec<(&'static str, f64)>,
     /// The instruction set that distances are computed with, by name.
     pub instruction_set: String,
 }
@@ -173,14 +173,15 @@ impl<S: PageStore> Rows<S> {
         })
     }
 
-    fn tuned(&self) -> Vec<(&'static str, usize)> {
+    fn tuned(&self) -> Vec<(&'static str, f64)> {
         let names = match self.meta.kind() {
             Kind::IvfPq => ["probes", "rerank"],
             Kind::DiskAnn => ["k", "list_size"],
             _ => ["k", "ef"],
         };
-        let values = [self.meta.probes.get(), self.meta.rerank.get()].map(|value| value as usize);
-        names.into_iter().zip(values).filter(|&(_, value)| value > 0).collect()
+        let values = [self.meta.probes.get(), self.meta.rerank.get()].map(f64::from);
+        let sizes = names.into_iter().zip(values).filter(|&(_, value)| value > 0.0);
+        sizes.chain(self.meta.epsilon().map(|epsilon| ("epsilon", epsilon.into()))).collect()
     }
 
     /// Checks states, counters, keys, chains and the free list.

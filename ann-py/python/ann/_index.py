@@ -65,7 +65,7 @@ class Stats(TypedDict):
     bytes: int
     bytes_by_part: dict[str, int]
     key_map_bytes: int
-    tuned: dict[str, int]
+    tuned: dict[str, float]
     instruction_set: str
 
 
@@ -415,6 +415,8 @@ class TunedEf(NamedTuple):
     """The size of a search's pool; of a `DiskANN`, its `list_size`."""
     recall: float
     """What the queries have got with it."""
+    epsilon: float | None
+    """What of it is expanded, as for `search`; all without."""
 
 
 class _Graph(Index):
@@ -440,7 +442,8 @@ class _Graph(Index):
             epsilon: how much farther away than the k-th nearest so far candidates may be, relative
                 to its distance, 0 or more: 0.05 to 0.2 for recalls of 0.95 to 0.99, about. Hard
                 queries then take longer than easy ones, and the same recall less time, with an `ef`
-                that is large enough for the hardest, 512 or more. None for `ef` candidates of each.
+                that is large enough for the hardest, 512 or more. None for what `tune` has found if
+                `ef` is None as well, else for `ef` candidates of each.
 
         Raises:
             InputError: as there; epsilon out of range.
@@ -455,7 +458,8 @@ class _Graph(Index):
         recall: float = 0.95,
         threads: SupportsIndex = 0,
     ) -> TunedEf:
-        """Finds the smallest `ef` that reaches a recall, and keeps it.
+        """Finds the smallest `ef` that reaches a recall, or a larger one with an `epsilon` that
+        takes less work, and keeps it.
 
         Up to 256 of the queries are searched for exactly and with ever larger pools, to within a
         thirty-second. Searches for up to k that are not told otherwise use what was found; it is
