@@ -141,9 +141,9 @@ def main() -> int:
                 part = subset(dataset, options.grown)
                 run["grown"] = [grown(db, part, queries, name, memory) for name in names]
             few = subset(dataset, options.size_rows)
-            for dim in map(int, filter(None, options.dims.split(","))):
-                if dim >= few.train.shape[1]:
-                    wide = widened(few, dim)
+            for wider in map(int, filter(None, options.dims.split(","))):
+                if wider >= few.train.shape[1]:
+                    wide = widened(few, wider)
                     run["sizes"] += [sizes(db, wide, name, memory) for name in names]
     finally:
         installation.remove()
