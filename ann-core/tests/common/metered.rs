@@ -43,6 +43,8 @@ impl<S: PageStore> PageStore for Metered<S> {
     where
         S: 'a;
 
+    const SHARED: bool = S::SHARED;
+
     fn page_size(&self) -> usize {
         self.inner.page_size()
     }
