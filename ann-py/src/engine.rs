@@ -11,7 +11,7 @@ use ndarray::{Array1, Array2, s};
 use numpy::{IntoPyArray, PyReadonlyArray1, ToPyArray};
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
-use pyo3::types::{IntoPyDict, PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::cursor::{Cursor, Found};
 use crate::failure::{Answer, Failure};
