@@ -15,13 +15,6 @@ use crate::recent::{NOWHERE, Recent};
 /// Bytes a page.
 pub const PAGE: usize = pg_sys::BLCKSZ as usize;
 
-/// Bytes of what the server keeps for each shared buffer: its pins and its lock. It is asked for and never read here.
-const DESCRIPTOR: usize = 64;
-
-unsafe extern "C" {
-    static BufferDescriptors: *const [u8; DESCRIPTOR];
-}
-
 /// The pages of an index relation.
 pub struct PgStore {
     relation: Cell<pg_sys::Relation>,
@@ -235,9 +228,10 @@ impl PageStore for PgStore {
         }
         self.recent.put(page.0, buffer);
         if buffer > 0 {
-            // SAFETY: the server has made the array by now; what is asked for need not be there.
-            let descriptors = unsafe { BufferDescriptors };
-            prefetch_at(descriptors.wrapping_add(buffer as usize - 1).cast(), DESCRIPTOR);
+            // SAFETY: the server made the array of pins and locks long ago, and it stays where it is.
+            let descriptors = unsafe { pg_sys::BufferDescriptors };
+            let at = descriptors.wrapping_add(buffer as usize - 1).cast_const();
+            prefetch_at(at.cast(), size_of::<pg_sys::BufferDescPadded>());
         }
         // SAFETY: the buffer is one, whatever it holds by now.
         let at = unsafe { pg_sys::BufferGetPage(buffer) }.cast::<u8>();
